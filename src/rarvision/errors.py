@@ -1,0 +1,126 @@
+"""The errors that rarvision raises on purpose.
+
+::
+
+    RarvisionError
+    ├── InputError                 what the caller gave is wrong; the message says what to give instead
+    │   ├── ImageError             an image cannot be read: truncated, empty, not an image
+    │   │   └── ImageTooLargeError more pixels than the limit; refused before decoding
+    │   ├── DatasetError           a folder, CSV, JSONL or name list is not as documented
+    │   └── OptionError            an option's value is out of range or unknown
+    ├── MissingExtraError          an optional dependency is not installed; names the exact command
+    ├── EncoderError               an encoder cannot be loaded or returned something that is not a vector
+    ├── MemoryStoreError           the external memory
+    │   ├── MemoryNotFoundError    no memory at that place
+    │   ├── MemoryExistsError      a memory is there already
+    │   ├── MemoryEmptyError       nothing to search
+    │   ├── MemoryCorruptError     what is stored does not fit together
+    │   └── EncoderMismatchError   another encoder's vectors
+    └── ChatError                  the multimodal LLM
+        ├── ChatUnsupportedError   the backend cannot do this; names what it can
+        ├── ContextLengthError     the prompt does not fit the context window
+        ├── ChatUnavailableError   no answer: connection refused, timeout, 429/5xx after retries
+        └── ChatProtocolError      an answer that is not the protocol: HTML, truncated JSON, missing fields
+
+Callers switch on the class; the text is for people and may change.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ChatError",
+    "ChatProtocolError",
+    "ChatUnavailableError",
+    "ChatUnsupportedError",
+    "ContextLengthError",
+    "DatasetError",
+    "EncoderError",
+    "EncoderMismatchError",
+    "ImageError",
+    "ImageTooLargeError",
+    "InputError",
+    "MemoryCorruptError",
+    "MemoryEmptyError",
+    "MemoryExistsError",
+    "MemoryNotFoundError",
+    "MemoryStoreError",
+    "MissingExtraError",
+    "OptionError",
+    "RarvisionError",
+]
+
+
+class RarvisionError(Exception):
+    """Anything that rarvision raises on purpose."""
+
+
+class InputError(RarvisionError):
+    """What the caller gave is wrong; the message says what to give instead."""
+
+
+class ImageError(InputError):
+    """An image cannot be read."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image has more pixels than the limit; refused before decoding."""
+
+
+class DatasetError(InputError):
+    """A folder, CSV, JSONL or list of names is not as documented."""
+
+
+class OptionError(InputError):
+    """An option's value is out of range or unknown."""
+
+
+class MissingExtraError(RarvisionError):
+    """An optional dependency is not installed; the message names the exact command."""
+
+
+class EncoderError(RarvisionError):
+    """An encoder cannot be loaded, or returned something that is not a finite vector per input."""
+
+
+class MemoryStoreError(RarvisionError):
+    """The external memory cannot do what was asked."""
+
+
+class MemoryNotFoundError(MemoryStoreError):
+    """There is no memory at that place."""
+
+
+class MemoryExistsError(MemoryStoreError):
+    """There is a memory at that place already."""
+
+
+class MemoryEmptyError(MemoryStoreError):
+    """The memory holds nothing to search."""
+
+
+class MemoryCorruptError(MemoryStoreError):
+    """What the memory stores does not fit together."""
+
+
+class EncoderMismatchError(MemoryStoreError):
+    """The memory's vectors were made by another encoder."""
+
+
+class ChatError(RarvisionError):
+    """The multimodal LLM cannot answer."""
+
+
+class ChatUnsupportedError(ChatError):
+    """The backend cannot serve this request; the message names what it can."""
+
+
+class ContextLengthError(ChatError):
+    """The prompt does not fit the model's context window."""
+
+
+class ChatUnavailableError(ChatError):
+    """No usable answer: connection refused, timed out, or 429/5xx after the last retry."""
+
+
+class ChatProtocolError(ChatError):
+    """The server answered something that is not the protocol."""

@@ -1,0 +1,178 @@
+"""The records that travel through the pipeline: frozen, keyword-only, checked at birth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rarvision.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Candidate", "Entry", "Modality", "Neighbour", "Prediction", "Ranking", "RankingStatus", "Sample"]
+
+Modality = Literal["image", "text"]
+RankingStatus = Literal["ranked", "repaired", "fallback"]
+
+
+def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - it reads as an assertion
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One image with, perhaps, its label.
+
+    Attributes:
+        source: Where it comes from (a path, a URL, or a stable name such as ``fieldguide:birds/…``); unique in a set.
+        image: A path, or a decoded PIL image; opened late, by `rarvision.images.load_image`.
+        label: The category's name, or None where unknown.
+        metadata: Anything else, JSON values only.
+    """
+
+    source: str
+    image: Path | Image
+    label: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.source), "Sample.source must not be empty")
+        _require(self.label is None or bool(self.label.strip()), f"{self.source}: label must not be blank")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One entry of the memory: an image's or a text's vector belongs to a category.
+
+    Attributes:
+        id: Stable number, never reused within a memory.
+        category: The category's name.
+        modality: ``image`` or ``text``.
+        source: The image's source, or the encoded text.
+        metadata: JSON values.
+    """
+
+    id: int
+    category: str
+    modality: Modality
+    source: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.category.strip()), f"entry {self.id}: category must not be blank")
+        _require(self.modality in ("image", "text"), f"modality must be 'image' or 'text', got {self.modality!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbour:
+    """An entry found by a search, with its cosine similarity to the query (higher is closer, -1 to 1)."""
+
+    entry: Entry
+    similarity: float
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.similarity), f"similarity must be finite, got {self.similarity}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A category that retrieval proposes.
+
+    Attributes:
+        category: Its name.
+        similarity: Retrieval's score after aggregation and fusion; cosine-like, higher is closer.
+        exemplars: Ids of the memory's entries of this category that were found, closest first.
+        probability: After the pipeline: calibrated probability that this is the answer; None before.
+    """
+
+    category: str
+    similarity: float
+    exemplars: tuple[int, ...] = ()
+    probability: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.similarity), f"{self.category!r}: similarity must be finite")
+        _require(
+            self.probability is None or 0.0 <= self.probability <= 1.0 + 1e-6,
+            f"{self.category!r}: probability must lie in [0, 1], got {self.probability}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """A ranker's verdict over n candidates.
+
+    Attributes:
+        order: Permutation of ``range(n)``: positions in the candidate list, best first.
+        log_scores: One a candidate, in the order of the candidate list (not of ``order``): log-probability
+            up to a constant, higher is better; None where the strategy gives an order only.
+        status: ``ranked`` as answered; ``repaired``: something was missing, doubled or misspelt, and completed from
+            retrieval's order; ``fallback``: nothing usable, retrieval's order.
+        reason: Why it is not ``ranked``; None for ``ranked``.
+        raw: The answer as it came, None where the strategy reads probabilities.
+        strategy: The strategy's name.
+    """
+
+    order: tuple[int, ...]
+    strategy: str
+    log_scores: tuple[float, ...] | None = None
+    status: RankingStatus = "ranked"
+    reason: str | None = None
+    raw: str | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.order)
+        _require(sorted(self.order) == list(range(n)), f"order must be a permutation of range({n}), got {self.order}")
+        _require(
+            self.log_scores is None or len(self.log_scores) == n,
+            f"log_scores must have {n} values, got {self.log_scores}",
+        )
+        _require(
+            self.log_scores is None or not any(math.isnan(v) or v == math.inf for v in self.log_scores),
+            f"log_scores must be finite or -inf, got {self.log_scores}",
+        )
+        _require(self.status in ("ranked", "repaired", "fallback"), f"unknown status {self.status!r}")
+        _require(
+            (self.status == "ranked") == (self.reason is None),
+            f"a reason goes with repaired and fallback only: status {self.status!r}, reason {self.reason!r}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        source: The sample's source.
+        label: The most probable category.
+        probability: Its probability.
+        candidates: All candidates with probabilities, most probable first.
+        unknown_probability: Probability that the true category was not retrieved; together with those of
+            ``candidates`` it sums to 1.
+        retrieved: The candidates' categories in retrieval's order, which is what ``ranking.order`` counts in.
+        ranking: The ranker's verdict; None where no ranker was asked.
+        retrieval_ms: Wall time of encoding and search for this image, milliseconds (its share of the batch).
+        ranking_ms: The same for the ranker.
+    """
+
+    source: str
+    label: str
+    probability: float
+    candidates: tuple[Candidate, ...]
+    unknown_probability: float
+    retrieved: tuple[str, ...]
+    ranking: Ranking | None = None
+    retrieval_ms: float = 0.0
+    ranking_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.candidates), f"{self.source}: a prediction needs at least one candidate")
+        _require(
+            self.label == self.candidates[0].category,
+            f"{self.source}: label {self.label!r} is not the first candidate {self.candidates[0].category!r}",
+        )
