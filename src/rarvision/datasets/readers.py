@@ -1,0 +1,318 @@
+"""Datasets on disk: a folder per category, CSV, JSON lines; and plain lists of names."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final, overload
+
+from PIL.Image import Image
+
+from rarvision.datasets.base import Dataset, Item
+from rarvision.errors import DatasetError, InputError
+from rarvision.images import iter_image_paths
+
+__all__ = ["CSVDataset", "ImageFolder", "JSONLDataset", "NameList", "open_dataset"]
+
+_IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "source")
+_LABEL_COLUMNS = ("label", "category", "class", "class_name", "classname", "name")
+
+
+@final
+class ImageFolder(Dataset):
+    """A folder per category: ``root/category/…/image.jpg``; the first level names the category.
+
+    Args:
+        root: The folder.
+        rename: Turns a folder's name into the category's name, for example ``lambda name: name.replace("_", " ")``.
+
+    Raises:
+        DatasetError: There is no such folder, it holds no images, or images lie outside a category's folder.
+    """
+
+    def __init__(self, root: str | Path, *, rename: Callable[[str], str] | None = None) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DatasetError(_missing(self.root, "folder"))
+        self._paths: list[Path] = []
+        items: list[Item] = []
+        for path in iter_image_paths([self.root]):
+            if path == self.root:
+                raise DatasetError(f"{self.root}: no images in it; expected {self.root}/CATEGORY/IMAGE.jpg")
+            parts = path.relative_to(self.root).parts
+            if len(parts) == 1:
+                raise DatasetError(
+                    f"{path}: lies in no category's folder; expected {self.root}/CATEGORY/{path.name}, "
+                    "or a CSV file with the columns image,label"
+                )
+            label = rename(parts[0]) if rename else parts[0]
+            if not label.strip():
+                raise DatasetError(f"{path.parent}: the category's name is blank")
+            self._paths.append(path)
+            items.append(Item(source=str(path), label=label))
+        self._items = tuple(items)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.root.resolve().name
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """One item an image, sorted by category folder, then by path."""
+        return self._items
+
+    def _image(self, index: int) -> Path | Image:
+        return self._paths[index]
+
+
+@final
+class CSVDataset(Dataset):
+    r"""A CSV file with a header: a column of image paths, one of labels (optional), others become metadata.
+
+    Comma, semicolon or tab; UTF-8. Relative paths start at ``root``, by default the file's folder. Quoted fields may
+    hold commas, quotes and line breaks.
+
+    Args:
+        path: The file.
+        image_column: Its column of paths; by default the first of ``image``, ``path``, ``file``, ``filename``, ….
+        label_column: Its column of labels; by default the first of ``label``, ``category``, ``class``, …, if any.
+        root: Where relative paths start.
+
+    Raises:
+        DatasetError: The file is missing, not UTF-8, has no rows or no such column; the message names the line.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        root: str | Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._paths, self._items = _collect(
+            self.path,
+            _csv_rows(self.path),
+            image_column=image_column,
+            label_column=label_column,
+            root=self.path.parent if root is None else Path(root),
+        )
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """One item a row, in file order."""
+        return self._items
+
+    def _image(self, index: int) -> Path | Image:
+        return self._paths[index]
+
+
+@final
+class JSONLDataset(Dataset):
+    """A file with one JSON object a line: an image path, a label (optional); other keys become metadata.
+
+    The keys and ``root`` are as for `CSVDataset`; a key ``metadata`` that holds an object is merged.
+
+    Raises:
+        DatasetError: The file is missing, not UTF-8, a line is not an object or lacks the image; names the line.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_key: str | None = None,
+        label_key: str | None = None,
+        root: str | Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._paths, self._items = _collect(
+            self.path,
+            _jsonl_rows(self.path),
+            image_column=image_key,
+            label_column=label_key,
+            root=self.path.parent if root is None else Path(root),
+        )
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """One item a line, in file order."""
+        return self._items
+
+    def _image(self, index: int) -> Path | Image:
+        return self._paths[index]
+
+
+@final
+class NameList(Sequence[str]):
+    """Category names, one a line: a vocabulary without images.
+
+    Blank lines are left out, space around names is cut off, a repeated name counts once. A ``#`` is part of a name.
+
+    Args:
+        source: A text file (UTF-8), or the names themselves.
+
+    Raises:
+        DatasetError: The file is missing, not UTF-8, or holds no name.
+    """
+
+    def __init__(self, source: str | Path | Iterable[str]) -> None:
+        if isinstance(source, (str, Path)):
+            self.name = Path(source).stem
+            lines: Iterable[str] = _read_text(Path(source)).split("\n")
+        else:
+            self.name = "names"
+            lines = source
+        self._names = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        if not self._names:
+            raise DatasetError(f"{source}: no names in it; expected one category a line")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return self._names[index]
+
+
+def open_dataset(path: str | Path) -> Dataset | NameList:
+    """Open what a path looks like: a folder tree, ``.csv``/``.tsv``, ``.jsonl``/``.ndjson``, or ``.txt`` of names.
+
+    Raises:
+        DatasetError: It is none of these, or not as documented.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return ImageFolder(path)
+    if not path.exists():
+        raise DatasetError(_missing(path, "file or folder"))
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return CSVDataset(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return JSONLDataset(path)
+    if suffix == ".txt":
+        return NameList(path)
+    raise DatasetError(
+        f"{path}: expected a folder with a subfolder a category, a .csv/.tsv or .jsonl file of images and labels, "
+        "or a .txt file of names"
+    )
+
+
+def _missing(path: Path, kind: str) -> str:
+    message = f"{path}: no such {kind}"
+    try:
+        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    except OSError:
+        return message
+    return f"{message}; did you mean {path.parent / near[0]}?" if near else message
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DatasetError(_missing(path, "file")) from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+_Row = tuple[int, Mapping[str, Any]]
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    text = _read_text(path)
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)  # the first of equals: a comma
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise DatasetError(
+                    f"{path}, line {reader.line_num}: the row has another number of fields than the header "
+                    f"({', '.join(reader.fieldnames or ())}); quote fields that hold {delimiter!r}"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DatasetError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DatasetError(f"{path}, line {number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DatasetError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
+        yield number, row
+
+
+def _column(path: Path, keys: Iterable[str], given: str | None, usual: Sequence[str], *, what: str) -> str | None:
+    keys = list(keys)
+    if given is not None:
+        if given not in keys:
+            raise DatasetError(f"{path}: no {what} column {given!r}; it has {', '.join(map(repr, keys))}")
+        return given
+    by_lower = {key.strip().lower(): key for key in reversed(keys)}
+    return next((by_lower[name] for name in usual if name in by_lower), None)
+
+
+def _collect(
+    path: Path, rows: Iterable[_Row], *, image_column: str | None, label_column: str | None, root: Path
+) -> tuple[list[Path], tuple[Item, ...]]:
+    paths: list[Path] = []
+    items: list[Item] = []
+    for number, row in rows:
+        where = f"{path}, line {number}"
+        image = _column(path, row, image_column, _IMAGE_COLUMNS, what="image")
+        if image is None:
+            raise DatasetError(f"{where}: no image path; name it one of {', '.join(_IMAGE_COLUMNS)}; got {list(row)}")
+        label = label_column if label_column in row else _column(path, row, None, _LABEL_COLUMNS, what="label")
+        if label_column is not None and label_column not in row:
+            raise DatasetError(f"{where}: no label column {label_column!r}; it has {', '.join(map(repr, row))}")
+        paths.append(root / _text(row[image], where=where, what=image))
+        metadata = {key: value for key, value in row.items() if key not in (image, label)}
+        nested = metadata.get("metadata")
+        if isinstance(nested, dict):
+            metadata = {key: value for key, value in metadata.items() if key != "metadata"} | nested
+        name = None if label is None or row[label] in (None, "") else _text(row[label], where=where, what=label)
+        try:
+            items.append(Item(source=str(paths[-1]), label=name, metadata=metadata))
+        except InputError as error:
+            raise DatasetError(f"{where}: {error}") from error
+    if not items:
+        raise DatasetError(f"{path}: no rows in it; expected at least one image")
+    return paths, tuple(items)
+
+
+def _text(value: object, *, where: str, what: str) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise DatasetError(f"{where}: {what!r} must be a non-empty text, got {value!r}")
+    return value
