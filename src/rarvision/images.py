@@ -110,7 +110,7 @@ def _open(file: io.BytesIO | io.BufferedReader, *, name: str, max_pixels: int) -
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name}: not an image, or of a kind that Pillow cannot read; convert it to JPEG or PNG"
-        ) from (error)
+        ) from error
     except Exception as error:  # Pillow's plugins raise anything whatever on hostile headers
         raise ImageError(f"{name}: the image's header is damaged: {error}") from error
     with image:
