@@ -1,0 +1,1 @@
+"""How the embedded models are trained: ``python -m rarvision.embedded.training --out runs/embedded``."""

@@ -1,0 +1,119 @@
+"""Trains the embedded models: images, clip-16, clip-32, tower, mllm; each stage resumes where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import CLIPModel
+
+from rarvision.datasets.fieldguide import DOMAINS, sample_vocabulary
+from rarvision.embedded.training.clip import clip_tokenizer, train_clip
+from rarvision.embedded.training.config import Schedule
+from rarvision.embedded.training.images import DomainImages, draw_domain, normalised, resized, split_codes
+from rarvision.embedded.training.mllm import Retrieved, train_mllm
+from rarvision.embedded.training.tower import patch_features, train_tower
+
+log = logging.getLogger("rarvision.embedded.training")
+
+Code = tuple[int, ...]
+
+
+def training_images(schedule: Schedule, out: Path) -> list[DomainImages]:
+    """Training images: categories drawn uniformly from each domain's training split."""
+    found = []
+    for number, domain in enumerate(DOMAINS):
+        pool = split_codes(domain, 0)
+        rng = np.random.Generator(np.random.Philox(key=[schedule.seed, number]))
+        codes = pool[rng.integers(0, len(pool), schedule.images_per_domain)]
+        found.append(draw_domain(out / "images", domain, codes=codes, name="train", seed=1000 + schedule.seed))
+    return found
+
+
+def validation_images(schedule: Schedule, out: Path) -> list[tuple[DomainImages, list[list[Code]]]]:
+    """Validation images, and for each the ten look-alikes of its group."""
+    found = []
+    for number, domain in enumerate(DOMAINS):
+        vocabulary = sample_vocabulary(domain, "validation", 200, schedule.seed)
+        rng = np.random.Generator(np.random.Philox(key=[schedule.seed, 100 + number]))
+        rows = rng.integers(0, len(vocabulary), schedule.validation_images_per_domain)
+        images = draw_domain(
+            out / "images", domain, codes=vocabulary[rows], name="validation", seed=2000 + schedule.seed
+        )
+        groups = [[tuple(c) for c in vocabulary[r // 10 * 10 : r // 10 * 10 + 10].tolist()] for r in rows]
+        found.append((images, groups))
+    return found
+
+
+@torch.no_grad()
+def retrieved_candidates(folder: Path, data: list[DomainImages], schedule: Schedule, device: str) -> Retrieved:
+    """For each training image the 20 training categories of a vocabulary of 200 that the small CLIP puts first."""
+    model = CLIPModel.from_pretrained(folder).to(device).eval()
+    tokenizer = clip_tokenizer(folder)
+    found: Retrieved = {}
+    for d in data:
+        domain = DOMAINS[d.domain]
+        small = resized(np.asarray(d.pixels), schedule.clip16.image)
+        parts = [
+            model.get_image_features(pixel_values=torch.from_numpy(normalised(p)).to(device)).pooler_output
+            for p in np.array_split(small, max(1, len(small) // 1000))
+        ]
+        images = torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+        lists: list[list[Code] | None] = [None] * len(d.codes)
+        by_code: dict[Code, list[int]] = {}
+        for row, code in enumerate(d.codes.tolist()):
+            by_code.setdefault(tuple(code), []).append(row)
+        for number in range(120):
+            vocabulary = sample_vocabulary(d.domain, "train", 200, 10_000 + number)
+            tokens = tokenizer(
+                domain.codes_to_names(vocabulary), return_tensors="pt", padding="max_length", max_length=16
+            ).to(device)
+            texts = torch.nn.functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+            codes = [tuple(c) for c in vocabulary.tolist()]
+            rows = [row for code in codes for row in by_code.get(code, ())]
+            if rows:
+                best = (images[rows] @ texts.T).topk(20, dim=1).indices.tolist()
+                for row, order in zip(rows, best, strict=True):
+                    lists[row] = [codes[i] for i in order]
+        found[d.domain] = [value or [] for value in lists]
+        log.info("%s: candidates retrieved for %.0f %%", d.domain, 100 * np.mean([bool(v) for v in lists]))
+    return found
+
+
+def main() -> None:
+    """Parse the options and run the stages in order."""
+    parser = argparse.ArgumentParser(prog="python -m rarvision.embedded.training", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for images, checkpoints and models")
+    parser.add_argument("--until", choices=["images", "clip-16", "clip-32", "tower", "mllm"], default="mllm")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies all amounts; 0.01 is a dry run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(options.threads)
+    schedule = Schedule(seed=options.seed).scaled(options.scale)
+    out, device = options.out, options.device
+    stages = ["images", "clip-16", "clip-32", "tower", "mllm"]
+    last = stages.index(options.until)
+
+    data = training_images(schedule, out)
+    validation = validation_images(schedule, out)
+    if last >= 1:
+        train_clip("clip-16", schedule.clip16, schedule.clip16_images, data, schedule, out, device)
+    if last >= 2:
+        train_clip("clip-32", schedule.clip32, schedule.clip32_images, data, schedule, out, device)
+    if last >= 3:
+        tower = train_tower(data, [images for images, _ in validation], schedule, out, device)
+    if last >= 4:
+        features = [patch_features(tower, d, device) for d in data]
+        checks = [(images, patch_features(tower, images, device), groups) for images, groups in validation]
+        retrieved = retrieved_candidates(out / "clip-16", data, schedule, device)
+        train_mllm(data, features, checks, retrieved, tower, schedule, out, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Stage 5's data: for one image several questions, packed behind one copy of the image's tokens."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from rarvision.datasets.fieldguide import DOMAINS, split_of
+from rarvision.ranking.prompts import (
+    NAMING_PROMPT,
+    RANKING_PROMPTS,
+    choice_prompt,
+    option_letters,
+    ranking_prompt,
+    yes_no_prompt,
+)
+
+__all__ = ["Candidates", "Packed", "TurnWriter", "pack"]
+
+IGNORE = -100
+
+
+@dataclass
+class Turn:
+    """Tokens of one question and its answer, with what is learned where.
+
+    ``weights`` is positive on answer tokens only. ``word_targets`` (1 the word fits the image, 0 it does not, -1
+    nothing) stands at every word of a candidate, ``candidate_targets`` at its last one; both feed probes that only
+    the training has.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    word_targets: list[int] = field(default_factory=list)
+    candidate_targets: list[int] = field(default_factory=list)
+
+    def text(self, ids: list[int], weight: float = 0.0) -> None:
+        """Append tokens; with a weight, as part of the answer."""
+        self.ids += ids
+        self.weights += [weight] * len(ids)
+        self.word_targets += [-1] * len(ids)
+        self.candidate_targets += [-1] * len(ids)
+
+    def candidate(self, ids: list[int], code: tuple[int, ...], truth: tuple[int, ...]) -> None:
+        """Append a candidate's name inside a question."""
+        self.ids += ids
+        self.weights += [0.0] * len(ids)
+        self.word_targets += [int(a == b) for a, b in zip(code, truth, strict=True)]
+        self.candidate_targets += [-1] * (len(ids) - 1) + [int(code == truth)]
+
+
+class TurnWriter:
+    """Writes questions as token ids without running the tokenizer each time; equal to it token for token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._encode = lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self.eos = int(tokenizer.eos_token_id)
+        self.image = int(tokenizer.convert_tokens_to_ids("<image>"))
+        self.user = self._encode("USER: ")
+        self.newline = self._encode("\n")
+        self.assistant = self._encode(" ASSISTANT:")
+        self._opening, self._between, self._closing = (self._encode(t) for t in ("['", "', '", "']"))
+        self._letters = [self._encode(letter) for letter in option_letters(26)]
+        self._dot = self._encode(".")
+        self._yes, self._no = self._encode("yes"), self._encode("no")
+        self._words = {
+            name: [
+                [self._encode(word if a == 0 else f" {word}") for word in attribute.words]
+                for a, attribute in enumerate(domain.attributes)
+            ]
+            for name, domain in DOMAINS.items()
+        }
+        self._after_space = {
+            name: [self._encode(f" {word}") for word in domain.attributes[0].words] for name, domain in DOMAINS.items()
+        }
+        for name, attributes in self._words.items():
+            if any(len(ids) != 1 for words in attributes for ids in words):
+                raise ValueError(f"{name}: every word must be one token")
+        mark = "\x00"
+        self._parts = {
+            "naming": [self._encode(NAMING_PROMPT)],
+            "choice": [self._encode(p) for p in self._cut(choice_prompt([mark]).replace(f"A. {mark}", mark), mark)],
+            "yes": [self._encode(p) for p in self._cut(yes_no_prompt(mark), mark)],
+        }
+        self._ranking = {
+            (kind, k): [self._encode(p) for p in self._cut(self._ranking_text(template, k, mark), mark)]
+            for kind, template in RANKING_PROMPTS.items()
+            for k in range(2, 21)
+        }
+
+    @staticmethod
+    def _cut(text: str, mark: str) -> tuple[str, str]:
+        before, _, after = text.partition(mark)
+        return before, after
+
+    @staticmethod
+    def _ranking_text(template: str, k: int, mark: str) -> str:
+        return ranking_prompt([mark], template.replace("{k}", str(k))).replace(f"['{mark}']", mark)
+
+    def name(self, domain: str, code: tuple[int, ...]) -> list[int]:
+        """A category's name as token ids."""
+        words = self._words[domain]
+        return [words[a][value][0] for a, value in enumerate(code)]
+
+    def naming(self, domain: str, truth: tuple[int, ...]) -> Turn:
+        """What is this? The name."""
+        turn = Turn()
+        turn.text(self._parts["naming"][0] + self.assistant)
+        turn.text([*self.name(domain, truth), self.eos], 1.0)
+        return turn
+
+    def ranking(self, domain: str, codes: list[tuple[int, ...]], truth: tuple[int, ...], kind: str) -> Turn:
+        """Sort these: truth first, the rest in the order given."""
+        before, after = self._ranking[kind, len(codes)]
+        turn = Turn()
+        turn.text(before + self._opening)
+        for i, code in enumerate(codes):
+            if i:
+                turn.text(self._between)
+            turn.candidate(self.name(domain, code), code, truth)
+        turn.text(self._closing + after + self.assistant)
+        for i, code in enumerate([truth, *(c for c in codes if c != truth)]):
+            turn.text(self._between if i else self._opening, 0.3)
+            turn.text(self.name(domain, code), 1.0 if i == 0 else 0.5)
+        turn.text([*self._closing, self.eos], 0.3)
+        return turn
+
+    def choice(self, domain: str, codes: list[tuple[int, ...]], truth: tuple[int, ...]) -> Turn:
+        """Which letter?"""
+        before, after = self._parts["choice"]
+        turn = Turn()
+        turn.text(before)
+        for i, code in enumerate(codes):
+            turn.text((self.newline if i else []) + self._letters[i] + self._dot)
+            name = self._after_space[domain][code[0]] + self.name(domain, code)[1:]
+            turn.candidate(name, code, truth)
+        turn.text(after + self.assistant)
+        turn.text(self._letters[codes.index(truth)], 3.0)
+        turn.text([self.eos], 0.1)
+        return turn
+
+    def yes_no(self, domain: str, code: tuple[int, ...], truth: tuple[int, ...]) -> Turn:
+        """Is it this one?"""
+        before, after = self._parts["yes"]
+        turn = Turn()
+        turn.text(before)
+        turn.candidate(self.name(domain, code), code, truth)
+        turn.text(after + self.assistant)
+        turn.text(self._yes if code == truth else self._no, 1.5)
+        turn.text([self.eos], 0.1)
+        return turn
+
+
+class Candidates:
+    """Draws lists of look-alikes among a domain's training categories.
+
+    The truth is an exchangeable member of its cluster (all are variations of one centre that need not be listed),
+    so that no majority of attributes gives it away.
+    """
+
+    def __init__(self, domain: str) -> None:
+        self.sizes = [len(a.words) for a in DOMAINS[domain].attributes]
+        grid = np.stack(np.meshgrid(*[np.arange(s) for s in self.sizes], indexing="ij"), -1).reshape(-1, len(self.sizes))
+        train = grid[split_of(domain, grid) == 0]
+        self.pool = [tuple(row) for row in train.tolist()]
+        self.allowed = set(self.pool)
+
+    def varied(self, code: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+        """Another category: one attribute differs (or two, or rarely three)."""
+        changed = list(code)
+        n = rng.choices((1, 2, 3), (0.5, 0.4, 0.1))[0]
+        for a in rng.sample(range(len(code)), n):
+            changed[a] = (changed[a] + rng.randrange(1, self.sizes[a])) % self.sizes[a]
+        return tuple(changed)
+
+    def cluster(self, truth: tuple[int, ...], k: int, rng: random.Random) -> list[tuple[int, ...]]:
+        """k distinct training categories around one centre, the truth among them, in random order."""
+        centre = self.varied(truth, rng) if rng.random() < 0.8 else truth
+        found = {truth}
+        while len(found) < k:
+            code = self.varied(centre, rng)
+            if code in self.allowed:
+                found.add(code)
+        listed = sorted(found)
+        rng.shuffle(listed)
+        return listed
+
+    def anywhere(self, truth: tuple[int, ...], k: int, rng: random.Random) -> list[tuple[int, ...]]:
+        """k distinct training categories of all kinds, the truth among them."""
+        found = {truth}
+        while len(found) < k:
+            found.add(rng.choice(self.pool))
+        listed = sorted(found)
+        rng.shuffle(listed)
+        return listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A batch: turns behind their image's prefix, each blind to the others.
+
+    Arrays are ``(n, length)``; ``allowed`` is ``(n, length, length)``, True where row may look at column.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    word_targets: np.ndarray
+    candidate_targets: np.ndarray
+    allowed: np.ndarray
+
+
+def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, length: int) -> Packed:
+    """Lay out one row an image: ``USER: <image>… newline`` once, then its turns; turns that do not fit are dropped."""
+    prefix = [*writer.user, *([writer.image] * image_tokens), *writer.newline]
+    p, total = len(prefix), len(prefix) + length
+    n = len(turns)
+    ids = np.full((n, total), writer.eos, np.int64)
+    positions = np.zeros((n, total), np.int64)
+    labels = np.full((n, total), IGNORE, np.int64)
+    weights = np.zeros((n, total), np.float32)
+    words = np.full((n, total), -1, np.int64)
+    candidates = np.full((n, total), -1, np.int64)
+    owner = np.full((n, total), -1, np.int64)
+    ids[:, :p], positions[:, :p], owner[:, :p] = prefix, np.arange(p), 0
+    for row, row_turns in enumerate(turns):
+        at = p
+        for number, turn in enumerate(row_turns, 1):
+            m = len(turn.ids)
+            if at + m > total:
+                continue
+            span = slice(at, at + m)
+            ids[row, span] = turn.ids
+            positions[row, span] = np.arange(p, p + m)
+            words[row, span] = turn.word_targets
+            candidates[row, span] = turn.candidate_targets
+            owner[row, span] = number
+            answer = np.asarray(turn.weights, np.float32)
+            # position i predicts token i + 1
+            labels[row, at : at + m - 1] = np.where(answer[1:] > 0, turn.ids[1:], IGNORE)
+            weights[row, at : at + m - 1] = answer[1:]
+            at += m
+    causal = np.tril(np.ones((total, total), bool))
+    allowed = causal & ((owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0))
+    allowed |= np.eye(total, dtype=bool)
+    return Packed(
+        ids=ids,
+        positions=positions,
+        labels=labels,
+        weights=weights,
+        word_targets=words,
+        candidate_targets=candidates,
+        allowed=allowed,
+    )

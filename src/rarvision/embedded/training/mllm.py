@@ -1,0 +1,323 @@
+"""Stage 5: the language model of the MLLM, on frozen image features."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+from rarvision.datasets.fieldguide import HELD_OUT_DOMAIN
+from rarvision.embedded.training.clip import image_processor
+from rarvision.embedded.training.config import Schedule
+from rarvision.embedded.training.conversations import IGNORE, Candidates, Packed, Turn, TurnWriter, pack
+from rarvision.embedded.training.images import DomainImages
+from rarvision.embedded.training.optim import Optimisers, train_loop
+from rarvision.embedded.training.tokenizers import CHAT_TEMPLATE, mllm_tokenizer
+from rarvision.embedded.training.tower import Tower, tower_config
+
+__all__ = ["MLLMTrainer", "Retrieved", "train_mllm"]
+
+log = logging.getLogger(__name__)
+
+Retrieved = dict[str, list[list[tuple[int, ...]]]]
+"""By domain, for each training image: categories that the small CLIP retrieved, the truth among them."""
+
+_HELD_OUT_ROWS = 8
+
+
+def _build(schedule: Schedule, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=schedule.lm_width,
+        intermediate_size=schedule.lm_mlp,
+        num_hidden_layers=schedule.lm_layers,
+        num_attention_heads=schedule.lm_heads,
+        num_key_value_heads=schedule.lm_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=tower_config(schedule.tower),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(schedule.tower.image // schedule.tower.patch) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+class MLLMTrainer(nn.Module):
+    """Projector, language model, and two probes that only the training has.
+
+    The probes ask, at every word of a candidate in a question, whether it fits the image, and at its last word
+    whether the whole name does. They give dense supervision to the comparison that ranking is made of.
+    """
+
+    def __init__(self, schedule: Schedule, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.writer = TurnWriter(tokenizer)
+        self.tokens = (schedule.tower.image // schedule.tower.patch) ** 2
+        llava = _build(schedule, tokenizer)
+        self.projector = llava.model.multi_modal_projector
+        self.language_model = llava.model.language_model
+        self.word_probe = nn.Linear(schedule.lm_width, 1)
+        self.candidate_probe = nn.Linear(schedule.lm_width, 1)
+
+    def states(self, packed: Packed, features: torch.Tensor, device: str) -> tuple[torch.Tensor, ...]:
+        """Hidden states of all layers for a packed batch; the last is normalised."""
+        ids = torch.from_numpy(packed.ids).to(device)
+        embedded = self.language_model.get_input_embeddings()(ids)
+        start = len(self.writer.user)
+        image = self.projector(features.to(device, embedded.dtype))
+        embedded = torch.cat([embedded[:, :start], image, embedded[:, start + self.tokens :]], 1)
+        output = self.language_model(
+            inputs_embeds=embedded,
+            attention_mask=torch.from_numpy(packed.allowed).to(device)[:, None],
+            position_ids=torch.from_numpy(packed.positions).to(device),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        states: tuple[torch.Tensor, ...] = output.hidden_states
+        return states
+
+    def loss(self, packed: Packed, features: torch.Tensor, device: str) -> tuple[torch.Tensor, dict[str, float]]:
+        """Weighted cross-entropy on answers plus the probes' binary cross-entropies."""
+        states = self.states(packed, features, device)
+        labels = torch.from_numpy(packed.labels).to(device)
+        at = labels != IGNORE
+        logits = states[-1][at] @ self.language_model.get_input_embeddings().weight.T
+        weights = torch.from_numpy(packed.weights).to(device)[at]
+        answer = (nn.functional.cross_entropy(logits, labels[at], reduction="none") * weights).sum() / weights.sum()
+        loss, figures = answer, {"answer": float(answer.detach())}
+        for name, probe, layer, targets in (
+            ("word", self.word_probe, self.schedule.word_probe_layer, packed.word_targets),
+            ("match", self.candidate_probe, self.schedule.candidate_probe_layer, packed.candidate_targets),
+        ):
+            target = torch.from_numpy(targets).to(device)
+            where = target >= 0
+            if bool(where.any()):
+                value = nn.functional.binary_cross_entropy_with_logits(
+                    probe(states[layer][where]).squeeze(-1), target[where].to(torch.float32)
+                )
+                loss = loss + 0.5 * value
+                figures[name] = float(value.detach())
+        return loss, figures
+
+
+def _list_length(rng: random.Random) -> int:
+    kind = rng.random()
+    if kind < 0.45:
+        return 5
+    return rng.randint(2, 8) if kind < 0.85 else rng.randint(9, 20)
+
+
+class _Mix:
+    """Draws the questions of a batch."""
+
+    def __init__(self, writer: TurnWriter, data: list[DomainImages], retrieved: Retrieved, schedule: Schedule) -> None:
+        self.writer, self.data, self.retrieved, self.schedule = writer, data, retrieved, schedule
+        self.lists = {d.domain: Candidates(d.domain) for d in data}
+
+    def _codes(self, domain: str, row: int, truth: tuple[int, ...], k: int, rng: random.Random) -> list[tuple[int, ...]]:
+        kind = rng.random()
+        if kind < 0.35 and k > 1:
+            codes = self.retrieved[domain][row][:k]
+            if truth not in codes:
+                codes = [truth, *codes[: k - 1]]
+            if len(codes) == k:
+                return rng.sample(codes, k)
+        if kind < 0.9:
+            return self.lists[domain].cluster(truth, k, rng)
+        return self.lists[domain].anywhere(truth, k, rng)
+
+    def turns(self, domain: str, row: int, truth: tuple[int, ...], rng: random.Random) -> list[Turn]:
+        """Questions about one image of a ranking domain, up to the row's budget of tokens."""
+        writer, budget = self.writer, self.schedule.mllm_tokens
+        made = [writer.naming(domain, truth)]
+        left = budget - len(made[0].ids)
+        kinds = ["ranking", "choice", "yes"]
+        while left > 12:
+            kind = kinds.pop(0) if kinds else rng.choices(("ranking", "choice", "yes"), (0.35, 0.45, 0.2))[0]
+            if kind == "yes":
+                near = self.lists[domain].cluster(truth, 2, rng)
+                code = truth if rng.random() < 0.5 else next(c for c in near if c != truth)
+                turn = writer.yes_no(domain, code, truth)
+            else:
+                k = _list_length(rng)
+                while (14 if kind == "ranking" else 9) * k + 12 > left and k > 2:
+                    k -= 1
+                codes = self._codes(domain, row, truth, k, rng)
+                if kind == "ranking":
+                    prompt = rng.choices(("paper", "in-context", "long"), (0.7, 0.15, 0.15))[0]
+                    turn = writer.ranking(domain, codes, truth, prompt)
+                else:
+                    turn = writer.choice(domain, codes, truth)
+            if len(turn.ids) > left:
+                break
+            made.append(turn)
+            left -= len(turn.ids)
+        return made
+
+    def rows(self, step: int, n: int, *, held_out: bool) -> tuple[list[tuple[int, int]], list[list[Turn]]]:
+        """n images with their questions: (set, row) and turns; the held-out domain is only ever named."""
+        rng = random.Random(f"{self.schedule.seed}-{step}-{held_out}")  # noqa: S311 - no secret
+        which = [i for i, d in enumerate(self.data) if (d.domain == HELD_OUT_DOMAIN) == held_out]
+        rows, turns = [], []
+        for i in range(n):
+            part = which[(step * n + i) % len(which)]
+            data = self.data[part]
+            row = rng.randrange(len(data.codes))
+            truth = tuple(int(v) for v in data.codes[row])
+            rows.append((part, row))
+            turns.append(
+                [self.writer.naming(data.domain, truth)] if held_out else self.turns(data.domain, row, truth, rng)
+            )
+        return rows, turns
+
+
+def train_mllm(
+    data: list[DomainImages],
+    features: list[torch.Tensor],
+    validation: list[tuple[DomainImages, torch.Tensor, list[list[tuple[int, ...]]]]],
+    retrieved: Retrieved,
+    tower: Tower,
+    schedule: Schedule,
+    out: Path,
+    device: str,
+) -> None:
+    """Train the language model and save the whole as a Hugging Face folder ``out/mllm``.
+
+    ``validation`` holds, a domain: images, features, and for each image the ten look-alikes of its group.
+    """
+    folder = out / "mllm"
+    if (folder / "model.safetensors").exists():
+        log.info("mllm: done before")
+        return
+    torch.manual_seed(schedule.seed + 2)
+    tokenizer = mllm_tokenizer()
+    trainer = MLLMTrainer(schedule, tokenizer).to(device).train()
+    optimisers = Optimisers(
+        trainer.named_parameters(), steps=schedule.mllm_steps, is_matrix=lambda key, _: ".layers." in key
+    )
+    mix = _Mix(trainer.writer, data, retrieved, schedule)
+
+    def gather(rows: list[tuple[int, int]]) -> torch.Tensor:
+        return torch.stack([features[part][row] for part, row in rows]).float()
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rows, turns = mix.rows(step, _HELD_OUT_ROWS, held_out=True)
+        names_only, _ = trainer.loss(
+            pack(trainer.writer, turns, image_tokens=trainer.tokens, length=8), gather(rows), device
+        )
+        captions = step < schedule.mllm_caption_steps
+        n = schedule.mllm_batch * (4 if captions else 1)
+        rows, turns = mix.rows(step, n, held_out=False)
+        if captions:
+            turns = [t[:1] for t in turns]
+        length = 8 if captions else schedule.mllm_tokens
+        packed = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=length)
+        loss, figures = trainer.loss(packed, gather(rows), device)
+        return loss + 0.25 * names_only, {**figures, "held": float(names_only.detach())}
+
+    def validate(step: int) -> None:
+        for images, states, groups in validation:
+            figures = _measure(trainer, images, states, groups, device)
+            text = " ".join(f"{key} {value:.3f}" for key, value in figures.items())
+            log.info("mllm %d: %s %s", step, images.domain, text)
+
+    train_loop(
+        "mllm",
+        trainer,
+        optimisers,
+        steps=schedule.mllm_steps,
+        loss_of=loss_of,
+        checkpoint=out / "mllm.checkpoint",
+        validate=validate,
+        validate_every=500,
+        log_every=50,
+    )
+    save(trainer, tower, tokenizer, schedule, folder)
+
+
+def _measure(
+    trainer: MLLMTrainer, images: DomainImages, features: torch.Tensor, groups: list[list[tuple[int, ...]]], device: str
+) -> dict[str, float]:
+    """Teacher-forced figures on 240 validation images, five look-alikes each, from one seed."""
+    rng = random.Random(0)  # noqa: S311 - no secret
+    writer, n = trainer.writer, min(240, len(images.codes))
+    hits: dict[str, list[bool]] = {"name": [], "first": [], "list": [], "letter": [], "yes": []}
+    for start in range(0, n, 60):
+        rows, turns, kinds = range(start, min(n, start + 60)), [], []
+        for row in rows:
+            truth = tuple(int(v) for v in images.codes[row])
+            codes = [truth, *rng.sample([c for c in groups[row] if c != truth], 4)]
+            rng.shuffle(codes)
+            turns.append(
+                [
+                    writer.naming(images.domain, truth),
+                    writer.ranking(images.domain, codes, truth, "paper"),
+                    writer.choice(images.domain, codes, truth),
+                    writer.yes_no(images.domain, truth, truth),
+                    writer.yes_no(images.domain, next(c for c in codes if c != truth), truth),
+                ]
+            )
+        packed = pack(writer, turns, image_tokens=trainer.tokens, length=180)
+        last = trainer.states(packed, features[start : start + len(rows)].float(), device)[-1]
+        guess = (last @ trainer.language_model.get_input_embeddings().weight.T).argmax(-1).cpu().numpy()
+        right = (guess == packed.labels) | (packed.labels == IGNORE)
+        prefix = trainer.tokens + len(writer.user) + len(writer.newline)
+        for r, row_turns in enumerate(turns):
+            at = prefix
+            for kind, turn in zip(("name", "ranking", "letter", "yes", "yes"), row_turns, strict=True):
+                span = np.arange(at, at + len(turn.ids))
+                at += len(turn.ids)
+                answers = [i for i in span if packed.labels[r, i] != IGNORE]
+                if kind == "ranking":
+                    hits["first"].append(bool(right[r, answers[: 1 + images.codes.shape[1]]].all()))
+                    hits["list"].append(bool(right[r, answers[1 + images.codes.shape[1] :]].all()))
+                elif kind == "name":
+                    hits["name"].append(bool(right[r, answers].all()))
+                else:
+                    hits[kind].append(bool(right[r, answers[0]]))
+        del kinds
+    return {key: float(np.mean(values)) for key, values in hits.items()}
+
+
+def save(
+    trainer: MLLMTrainer, tower: Tower, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, folder: Path
+) -> None:
+    """Put tower, projector and language model into one stock LLaVA and write the folder."""
+    model = _build(schedule, tokenizer).eval()
+    parts: list[tuple[Any, Any]] = [
+        (model.model.vision_tower, tower.vision),
+        (model.model.multi_modal_projector, trainer.projector),
+        (model.model.language_model, trainer.language_model),
+    ]
+    for target, source in parts:
+        target.load_state_dict(source.state_dict())
+    model.tie_weights()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    LlavaProcessor(
+        image_processor=image_processor(schedule.tower.image),
+        tokenizer=tokenizer,
+        patch_size=schedule.tower.patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
