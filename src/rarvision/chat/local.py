@@ -1,0 +1,321 @@
+"""A multimodal LLM in this process, through transformers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Float
+
+from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
+from rarvision.chat.constraint import ListAutomaton, ListLogitsProcessor, TokenBytes, TokenSpeller
+from rarvision.chat.loading import Quantization, load_model, load_processor, resolve_device, resolve_dtype
+from rarvision.chat.rendering import control_pattern, conversation
+from rarvision.chat.scoring import ContinuationScorer, Prompts, common_start
+from rarvision.errors import ChatUnsupportedError, ContextLengthError, OptionError
+
+__all__ = ["LocalChat"]
+
+
+@final
+class LocalChat(Chat):
+    """Any ``AutoModelForImageTextToText`` with a chat template: LLaVA, Qwen-VL, and their kin.
+
+    Answers are greedy, whatever sampling the checkpoint's generation config asks for. Requests are batched with padding
+    on the left. Works with and without torchvision.
+
+    Args:
+        model: Hub name or folder; safetensors only.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, …
+        dtype: ``auto`` (float32 on the CPU, the checkpoint's on a GPU), ``float32``, ``float16``, ``bfloat16``.
+        revision: Branch, tag or commit on the hub; pin it for results that stay.
+        device_map: Spread the model over devices (``auto`` or a map); needs the extra ``device-map``.
+        quantization: ``4bit`` or ``8bit``, needs the extra ``quantized``; None for none.
+        trust_remote_code: Run code from the model's repository.
+        batch_size: Requests in one forward pass.
+
+    Raises:
+        ChatUnavailableError: there is no such model.
+        ChatUnsupportedError: it needs remote code, or is no model of images and text.
+        MissingExtraError: an option needs an extra.
+        OptionError: an option's value is not one of the above.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        quantization: Quantization | None = None,
+        trust_remote_code: bool = False,
+        batch_size: int = 8,
+    ) -> None:
+        if batch_size < 1:
+            raise OptionError(f"batch_size must be at least 1, got {batch_size}")
+        device = resolve_device(device)
+        self._source = str(model)
+        self._batch_size = batch_size
+        self._lock = threading.RLock()
+        self._model = load_model(
+            model,
+            device=device,
+            dtype=resolve_dtype(dtype, device),
+            revision=revision,
+            device_map=device_map,
+            quantization=quantization,
+            trust_remote_code=trust_remote_code,
+        )
+        self._processor = load_processor(
+            model, self._model.config, revision=revision, trust_remote_code=trust_remote_code
+        )
+        self._tokenizer = self._processor.tokenizer
+        self._control = control_pattern(self._tokenizer.all_special_tokens)
+        self._eos_ids = self._make_greedy()
+        self._tokens: TokenBytes | None = None
+        self._scorer = ContinuationScorer(self._model)
+
+    @property
+    def name(self) -> str:
+        """The hub name or folder, as given."""
+        return self._source
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything; lists only where the tokenizer's tokens can be spelled in bytes."""
+        return Capabilities(
+            option_log_probs=True, continuation_log_probs=True, list_constraint=self._token_bytes().spells
+        )
+
+    @property
+    def context_limit(self) -> int | None:
+        """Tokens of prompt and answer together, from the model's config, else its tokenizer's."""
+        config = self._model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None) or self._tokenizer.model_max_length
+        return int(limit) if limit and limit < 10**9 else None
+
+    @property
+    def prefix_reuse(self) -> bool:
+        """Whether continuations share their prompt's computation; False once that was found not to work here."""
+        return self._scorer.prefix_reuse
+
+    def generate(
+        self, requests: Sequence[ChatRequest], *, max_tokens: int, constraints: Sequence[ListConstraint] | None = None
+    ) -> list[Completion]:
+        """Greedy answers; with ``constraints`` (one a request), confined to them.
+
+        A constrained answer is always a complete list: it is given the tokens that it needs, however small
+        ``max_tokens`` is.
+
+        Raises:
+            ContextLengthError: prompt and answer do not fit.
+            ChatUnsupportedError: a constraint that the tokenizer cannot write.
+            OptionError: ``max_tokens`` under 1, or not one constraint a request.
+        """
+        if max_tokens < 1:
+            raise OptionError(f"max_tokens must be at least 1, got {max_tokens}")
+        if constraints is not None and len(constraints) != len(requests):
+            raise OptionError(f"expected one constraint a request: {len(requests)}, got {len(constraints)}")
+        automata = None if constraints is None else [self._automaton(constraint) for constraint in constraints]
+        answers: dict[int, Completion] = {}
+        for rows in self._batches(requests):
+            chosen = None if automata is None else [automata[row] for row in rows]
+            lists = None if constraints is None else [constraints[row] for row in rows]
+            reserve = [max_tokens] * len(rows) if lists is None else [self._list_tokens(item) for item in lists]
+            prompts = self._prompts([requests[row] for row in rows], rows=rows, reserve=reserve)
+            answers.update(zip(rows, self._generate(prompts, chosen, max_tokens), strict=True))
+        return [answers[row] for row in range(len(requests))]
+
+    def option_log_probs(
+        self, requests: Sequence[ChatRequest], options: Sequence[Sequence[str]]
+    ) -> list[Float[np.ndarray, " options"]]:
+        """Log-probability (natural, over the whole vocabulary) that the answer begins with each option.
+
+        One forward pass a batch. Options are told apart by their first token; tokens that all of a request's options
+        begin with (the bare ``▁`` of some tokenizers, an opening bracket) are counted in.
+
+        Raises:
+            OptionError: two options of a request begin with the same token; names them.
+        """
+        self._check_lengths(requests, options, "options")
+        results: dict[int, Float[np.ndarray, " options"]] = {}
+        for rows in self._batches(requests):
+            tokens = [self._option_tokens(options[row]) for row in rows]
+            prompts = self._prompts(
+                [requests[row] for row in rows], rows=rows, reserve=[max(map(len, item)) for item in tokens]
+            )
+            with self._lock:
+                scored = self._scorer.score(prompts, tokens)
+            results.update(zip(rows, scored, strict=True))
+        return [results[row] for row in range(len(requests))]
+
+    def continuation_log_probs(
+        self, requests: Sequence[ChatRequest], continuations: Sequence[Sequence[str]]
+    ) -> list[tuple[Float[np.ndarray, " n"], tuple[int, ...]]]:
+        """Log-likelihood of each continuation after its request, and its number of tokens.
+
+        A batch of prompts is computed once, and its key-value cache is shared by all continuations. The first call
+        checks one value against a computation from scratch; where they differ, the model is scored from scratch from
+        then on: a warning is logged and `prefix_reuse` turns False.
+
+        Raises:
+            ContextLengthError: a prompt with its longest continuation does not fit.
+            OptionError: an empty continuation.
+        """
+        self._check_lengths(requests, continuations, "continuations")
+        results: dict[int, tuple[Float[np.ndarray, " n"], tuple[int, ...]]] = {}
+        for rows in self._batches(requests):
+            tokens = [[self._encode(text) for text in continuations[row]] for row in rows]
+            asked = [requests[row] for row in rows]
+            prompts = self._prompts(asked, rows=rows, reserve=[max(map(len, item)) for item in tokens])
+            singles = partial(self._prepare_one, asked)
+            with self._lock:
+                scored = self._scorer.score(prompts, tokens, single=singles)
+            results.update(
+                (row, (values, tuple(map(len, item)))) for row, values, item in zip(rows, scored, tokens, strict=True)
+            )
+        return [results[row] for row in range(len(requests))]
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the rendered request, image tokens included."""
+        return self._prepare([request]).lengths[0]
+
+    def close(self) -> None:
+        """Free the model's memory; the chat cannot be used after."""
+        import torch
+
+        del self._model, self._scorer
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _make_greedy(self) -> list[int]:
+        """Replace the checkpoint's sampling defaults; returns the ids that end an answer."""
+        from transformers import GenerationConfig
+
+        configured = self._model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        eos = sorted({i for i in [*ids, self._tokenizer.eos_token_id] if i is not None})
+        self._model.generation_config = GenerationConfig(
+            do_sample=False, num_beams=1, eos_token_id=eos, pad_token_id=self._tokenizer.pad_token_id
+        )
+        return eos
+
+    def _batches(self, requests: Sequence[ChatRequest]) -> Iterator[list[int]]:
+        """Row numbers of each batch: alike in having images or not, which processors want, and in order."""
+        for group in (True, False):
+            rows = [row for row, request in enumerate(requests) if bool(request.images) is group]
+            for start in range(0, len(rows), self._batch_size):
+                yield rows[start : start + self._batch_size]
+
+    @staticmethod
+    def _check_lengths(requests: Sequence[ChatRequest], lists: Sequence[Sequence[str]], what: str) -> None:
+        if len(requests) != len(lists):
+            raise OptionError(f"expected one list of {what} a request: {len(requests)}, got {len(lists)}")
+        for row, texts in enumerate(lists):
+            if not texts:
+                raise OptionError(f"request {row} has no {what}: give at least one")
+
+    def _prepare(self, requests: Sequence[ChatRequest]) -> Prompts:
+        """Render, tokenise and pad requests, on the model's device."""
+        with self._lock:  # fast tokenizers keep their padding as state
+            batch = self._processor.apply_chat_template(
+                [conversation(request, self._control) for request in requests],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True},
+            )
+        inputs = batch.to(self._model.device)
+        for key, value in inputs.items():
+            if hasattr(value, "is_floating_point") and value.is_floating_point():
+                inputs[key] = value.to(self._model.dtype)
+        return Prompts(inputs=dict(inputs), pad_id=self._tokenizer.pad_token_id)
+
+    def _prepare_one(self, requests: Sequence[ChatRequest], row: int) -> Prompts:
+        return self._prepare([requests[row]])
+
+    def _prompts(self, requests: Sequence[ChatRequest], *, rows: Sequence[int], reserve: Sequence[int]) -> Prompts:
+        """The same, after checking that prompt and answer fit."""
+        prompts = self._prepare(requests)
+        limit = self.context_limit
+        if limit is not None:
+            for row, length, answer in zip(rows, prompts.lengths, reserve, strict=True):
+                if length + answer > limit:
+                    raise ContextLengthError(
+                        f"request {row} needs {length + answer} tokens (prompt {length}, answer {answer}), but the "
+                        f"context of {self.name} holds {limit}: ask about fewer candidates (a smaller k), shorten the "
+                        f"prompt, or use a model with a longer context"
+                    )
+        return prompts
+
+    def _generate(
+        self, prompts: Prompts, automata: Sequence[ListAutomaton] | None, max_tokens: int
+    ) -> list[Completion]:
+        import torch
+        from transformers import LogitsProcessorList
+
+        width = prompts.inputs["input_ids"].shape[1]
+        options: dict[str, Any] = {"max_new_tokens": max_tokens}
+        if automata is not None:
+            spellers = [TokenSpeller(self._token_bytes(), automaton) for automaton in automata]
+            confine = ListLogitsProcessor(spellers, prompt_tokens=width, eos_ids=self._eos_ids)
+            options["logits_processor"] = LogitsProcessorList([confine])
+            options["max_new_tokens"] = max(automaton.longest for automaton in automata) + 1
+        with self._lock, torch.inference_mode():
+            produced = self._model.generate(**prompts.inputs, **options)[:, width:].tolist()
+        completions = []
+        for tokens in produced:
+            end = next((at for at, token in enumerate(tokens) if token in self._eos_ids), None)
+            text = self._tokenizer.decode(
+                tokens if end is None else tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            completions.append(Completion(text=text, finish_reason="length" if end is None else "stop"))
+        return completions
+
+    def _token_bytes(self) -> TokenBytes:
+        if self._tokens is None:
+            self._tokens = TokenBytes(self._tokenizer)
+        return self._tokens
+
+    def _automaton(self, constraint: ListConstraint) -> ListAutomaton:
+        tokens = self._token_bytes()
+        if not tokens.spells:
+            raise ChatUnsupportedError(
+                f"the tokenizer of {self.name} does not write texts byte by byte, so answers cannot be confined to a "
+                f"list: ask without constraints, or use the strategies 'choice' and 'likelihood'"
+            )
+        return ListAutomaton.of(constraint, tokens.lead)
+
+    def _list_tokens(self, constraint: ListConstraint) -> int:
+        """About how many tokens the finished list takes, its end included."""
+        text = constraint.opening + constraint.separator.join(constraint.names) + constraint.closing
+        return len(self._encode(text)) + 1
+
+    def _encode(self, text: str) -> list[int]:
+        """Tokens of an answer's text on its own; sentencepiece puts its leading space itself."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        if not ids:
+            raise OptionError(f"a continuation must hold at least one token, got {text!r}")
+        return ids
+
+    def _option_tokens(self, options: Sequence[str]) -> list[list[int]]:
+        """Each option's tokens up to the first that tells it from the others."""
+        encoded = [self._encode(option) for option in options]
+        shared = common_start(encoded) if len(encoded) > 1 else 0
+        cut = [ids[: shared + 1] for ids in encoded]
+        seen: dict[tuple[int, ...], str] = {}
+        for option, ids in zip(options, cut, strict=True):
+            clash = seen.setdefault(tuple(ids), option)
+            if clash is not option or len(ids) <= shared:
+                raise OptionError(
+                    f"options must differ in their first token: {clash!r} and {option!r} begin alike for {self.name}; "
+                    f"use letters, or the strategy 'likelihood', which reads whole texts"
+                )
+        return cut
