@@ -191,6 +191,17 @@ def test_the_limit_can_be_set():
         load_image(claimed, max_pixels=0)
 
 
+def test_the_limit_can_be_set_in_the_environment(monkeypatch):
+    image = Image.new("RGB", (11, 10))
+    monkeypatch.setenv("RARVISION_MAX_PIXELS", "109")
+    with pytest.raises(ImageTooLargeError, match="limit of 109"):
+        load_image(image)
+    assert load_image(image, max_pixels=110).size == (11, 10)
+    monkeypatch.setenv("RARVISION_MAX_PIXELS", "many")
+    with pytest.raises(OptionError, match="RARVISION_MAX_PIXELS"):
+        load_image(image)
+
+
 def test_what_is_no_file(tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         load_image(tmp_path / "missing.jpg")

@@ -19,7 +19,7 @@ from rarvision.errors import ImageError, ImageTooLargeError, InputError, OptionE
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "iter_image_paths", "load_image", "thumbnail"]
 
 MAX_PIXELS = 100_000_000
-"""Default limit of `load_image`: width times height, in pixels."""
+"""Limit of `load_image`, width times height in pixels, unless ``RARVISION_MAX_PIXELS`` in the environment says other."""
 
 IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
@@ -44,7 +44,7 @@ def _own_pixel_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def load_image(source: Path | str | bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: Path | str | bytes | Image.Image, *, max_pixels: int | None = None) -> Image.Image:
     """Read one image as 8-bit RGB.
 
     The content decides, not the name: a PNG called ``cat.jpg`` is read as the PNG that it is. EXIF orientation is
@@ -54,6 +54,7 @@ def load_image(source: Path | str | bytes | Image.Image, *, max_pixels: int = MA
     Args:
         source: A path, the bytes of a file, or a PIL image (returned as it is when it is upright RGB already).
         max_pixels: Largest width times height that is decoded. Checked against the header, before any pixel is decoded.
+            By default the environment variable ``RARVISION_MAX_PIXELS``, else `MAX_PIXELS`.
 
     Returns:
         A loaded PIL image of mode ``RGB``.
@@ -62,8 +63,7 @@ def load_image(source: Path | str | bytes | Image.Image, *, max_pixels: int = MA
         ImageTooLargeError: It has more pixels than ``max_pixels``.
         ImageError: There is no such file, it is a folder, cannot be read, is empty, truncated, or not an image.
     """
-    if max_pixels < 1:
-        raise OptionError(f"max_pixels must be at least 1, got {max_pixels}")
+    max_pixels = _pixel_limit(max_pixels)
     if isinstance(source, Image.Image):
         return _decode(source, name=getattr(source, "filename", "") or "the given PIL image", max_pixels=max_pixels)
     if isinstance(source, bytes):
@@ -78,6 +78,17 @@ def load_image(source: Path | str | bytes | Image.Image, *, max_pixels: int = MA
             return _open(file, name=str(path), max_pixels=max_pixels)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _pixel_limit(given: int | None) -> int:
+    if given is None:
+        text = os.environ.get("RARVISION_MAX_PIXELS") or str(MAX_PIXELS)
+        if not text.isdecimal() or int(text) < 1:
+            raise OptionError(f"RARVISION_MAX_PIXELS must be a whole number of at least 1, got {text!r}")
+        return int(text)
+    if given < 1:
+        raise OptionError(f"max_pixels must be at least 1, got {given}")
+    return given
 
 
 def _check_regular_file(path: Path, *, asked: str) -> None:
