@@ -63,7 +63,7 @@ def render(
     chunk = max(1, min(_CHUNK, _CHUNK * 48 * 48 * 4 // (size * size)))
     for start in range(0, len(codes), chunk):
         rows = slice(start, start + chunk)
-        out[rows] = _draw(domain, codes[rows], keys[rows], size, nuisance)
+        out[rows] = _draw(domain, codes[rows], keys[rows], size, float(nuisance))
     return out
 
 
