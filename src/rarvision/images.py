@@ -19,7 +19,7 @@ from rarvision.errors import ImageError, ImageTooLargeError, InputError, OptionE
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "iter_image_paths", "load_image", "thumbnail"]
 
 MAX_PIXELS = 100_000_000
-"""Limit of `load_image`, width times height in pixels, unless ``RARVISION_MAX_PIXELS`` in the environment says other."""
+"""Limit of `load_image`, width times height in pixels, unless ``RARVISION_MAX_PIXELS`` in the environment differs."""
 
 IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
