@@ -1,1 +1,38 @@
-"""."""
+"""Ranking the retrieved candidates with an MLLM: prompts, strategies, and reading any answer."""
+
+from __future__ import annotations
+
+from rarvision.ranking.parsing import ParsedRanking, parse_ranking
+from rarvision.ranking.prompts import (
+    CHOICE_PROMPT,
+    MAX_OPTIONS,
+    NAMING_PROMPT,
+    RANKING_PROMPTS,
+    YES_NO_PROMPT,
+    choice_prompt,
+    format_list,
+    option_letters,
+    ranking_prompt,
+    yes_no_prompt,
+)
+from rarvision.ranking.strategies import STRATEGIES, BaseRanker, Ranker, Strategy, servable_strategies
+
+__all__ = [
+    "CHOICE_PROMPT",
+    "MAX_OPTIONS",
+    "NAMING_PROMPT",
+    "RANKING_PROMPTS",
+    "STRATEGIES",
+    "YES_NO_PROMPT",
+    "BaseRanker",
+    "ParsedRanking",
+    "Ranker",
+    "Strategy",
+    "choice_prompt",
+    "format_list",
+    "option_letters",
+    "parse_ranking",
+    "ranking_prompt",
+    "servable_strategies",
+    "yes_no_prompt",
+]
