@@ -14,6 +14,7 @@
     │   ├── MemoryNotFoundError    no memory at that place
     │   ├── MemoryExistsError      a memory is there already
     │   ├── MemoryEmptyError       nothing to search
+    │   ├── MemoryLockedError      another process is writing to it
     │   ├── MemoryCorruptError     what is stored does not fit together
     │   └── EncoderMismatchError   another encoder's vectors
     └── ChatError                  the multimodal LLM
@@ -42,6 +43,7 @@ __all__ = [
     "MemoryCorruptError",
     "MemoryEmptyError",
     "MemoryExistsError",
+    "MemoryLockedError",
     "MemoryNotFoundError",
     "MemoryStoreError",
     "MissingExtraError",
@@ -96,6 +98,10 @@ class MemoryExistsError(MemoryStoreError):
 
 class MemoryEmptyError(MemoryStoreError):
     """The memory holds nothing to search."""
+
+
+class MemoryLockedError(MemoryStoreError):
+    """Another process is writing to the memory."""
 
 
 class MemoryCorruptError(MemoryStoreError):

@@ -1,0 +1,491 @@
+"""Images and texts become unit vectors: the `Encoder` interface, and CLIP and SigLIP models from transformers."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from rarvision.errors import EncoderError, ImageError, OptionError
+
+__all__ = ["Encoder", "TransformersEncoder", "check_templates", "ordered_map", "probe_matches", "same_encoder"]
+
+ImageSource = Path | str | bytes | Image.Image
+"""Whatever `rarvision.images.load_image` opens."""
+
+_DECODERS = 4
+_PROBE_TEXTS = ("a photo of a small red bird", "42 striped fish")
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+def ordered_map(
+    function: Callable[[_In], _Out], items: Iterable[_In], *, pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[_Out]:
+    """Map in a pool, in order, with at most ``ahead`` items in flight; ``items`` is consumed by the caller's thread."""
+    waiting: deque[Future[_Out]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """The templates as a tuple; raises `OptionError` where one lacks the field ``{}``."""
+    if isinstance(templates, str):
+        raise OptionError(f"templates must be a list of strings, got the string {templates!r}; put it in a list")
+    if not templates or any("{}" not in template for template in templates):
+        raise OptionError(f"every text template needs the field {{}} for the name, got {list(templates)!r}")
+    return tuple(templates)
+
+
+class Encoder(abc.ABC):
+    """Maps images and texts into one space of unit vectors, compared by cosine.
+
+    Implementers write `name`, `dim`, `fingerprint`, `_encode_images` and `_encode_texts`; batching, decoding,
+    normalising and checks live here.
+    """
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """What loads it again: a hub name or a folder; for reports."""
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Number of dimensions of the vectors."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Same for the same weights and preprocessing, on any machine; memories are bound to it."""
+
+    @abc.abstractmethod
+    def _encode_images(self, images: list[Image.Image]) -> Float[np.ndarray, "n dim"]:
+        """One batch of RGB images; any float dtype, normalised or not."""
+
+    @abc.abstractmethod
+    def _encode_texts(self, texts: list[str]) -> Float[np.ndarray, "n dim"]:
+        """One batch of texts; any float dtype, normalised or not."""
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of a hub repository that `name` alone does not say."""
+        return None
+
+    @property
+    def batch_size(self) -> int:
+        """Images or texts in one forward pass, unless the caller says otherwise."""
+        return 32
+
+    def encode_images(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        batch_size: int | None = None,
+        on_error: Callable[[int, ImageError], None] | None = None,
+    ) -> Float[np.ndarray, "n dim"]:
+        """Encode images; they are decoded in a few threads while the model runs.
+
+        Args:
+            images: Paths, encoded bytes or PIL images.
+            batch_size: Images in one forward pass; the encoder's own by default.
+            on_error: Called with the position and the error of an image that cannot be read; its row is NaN, which
+                no search accepts, and the other images are not affected. Without it the error is raised.
+
+        Returns:
+            float32 unit vectors, one row an image.
+
+        Raises:
+            ImageError: An image cannot be read, and there is no ``on_error``.
+            EncoderError: The model returned something else than a finite vector an image.
+        """
+        from rarvision.images import load_image
+
+        size = _batch_size(batch_size or self.batch_size)
+        vectors = np.full((len(images), self.dim), np.nan, dtype=np.float32)
+
+        def decode(item: tuple[int, ImageSource]) -> tuple[int, Image.Image | ImageError]:
+            try:
+                return item[0], load_image(item[1])
+            except ImageError as error:
+                return item[0], error
+
+        with ThreadPoolExecutor(min(_DECODERS, max(1, len(images))), thread_name_prefix="decode") as pool:
+            decoded = ordered_map(decode, enumerate(images), pool=pool, ahead=2 * size)
+            positions: list[int] = []
+            batch: list[Image.Image] = []
+            for position, image in decoded:
+                if isinstance(image, ImageError):
+                    if on_error is None:
+                        raise image
+                    on_error(position, image)
+                    continue
+                positions.append(position)
+                batch.append(image)
+                if len(batch) == size:
+                    vectors[positions] = self._unit(self._encode_images(batch), len(batch))
+                    positions, batch = [], []
+            if batch:
+                vectors[positions] = self._unit(self._encode_images(batch), len(batch))
+        return vectors
+
+    def encode_texts(
+        self, texts: Sequence[str], *, templates: Sequence[str] = ("{}",), batch_size: int | None = None
+    ) -> Float[np.ndarray, "n dim"]:
+        """Encode texts; with several templates, the normalised mean of the normalised vectors.
+
+        Args:
+            texts: Names or sentences. A text that occurs twice is encoded once.
+            templates: Each holds ``{}``, which the text replaces.
+            batch_size: Texts in one forward pass; the encoder's own by default.
+
+        Returns:
+            float32 unit vectors, one row a text.
+
+        Raises:
+            OptionError: A template without ``{}``.
+            EncoderError: The model returned something else than a finite vector a text.
+        """
+        filled = check_templates(templates)
+        size = _batch_size(batch_size or self.batch_size)
+        prompts = [template.replace("{}", text) for text in texts for template in filled]
+        unique = list(dict.fromkeys(prompts))
+        place = {prompt: row for row, prompt in enumerate(unique)}
+        vectors = np.empty((len(unique), self.dim), dtype=np.float32)
+        for start in range(0, len(unique), size):
+            batch = unique[start : start + size]
+            vectors[start : start + len(batch)] = self._unit(self._encode_texts(batch), len(batch))
+        rows = np.array([place[prompt] for prompt in prompts], dtype=np.int64)
+        each = vectors[rows].reshape(len(texts), len(filled), self.dim)
+        return each[:, 0] if len(filled) == 1 else self._unit(each.mean(axis=1), len(texts))
+
+    def probe(self) -> Float[np.ndarray, "n dim"]:
+        """Vectors of a few fixed images and texts, which tell encoders apart (see `same_encoder`)."""
+        return np.concatenate((self.encode_images(_probe_images()), self.encode_texts(_PROBE_TEXTS)))
+
+    def _unit(self, vectors: Float[np.ndarray, "n dim"], count: int) -> Float[np.ndarray, "n dim"]:
+        array = np.asarray(vectors, dtype=np.float32)
+        if array.shape != (count, self.dim):
+            raise EncoderError(f"{self.name}: expected vectors of shape ({count}, {self.dim}), got {array.shape}")
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        if not np.isfinite(array).all() or not (norms > 0).all():
+            raise EncoderError(f"{self.name} returned a vector that is zero or not finite; try dtype='float32'")
+        unit: Float[np.ndarray, "n dim"] = array / norms
+        return unit
+
+
+def same_encoder(first: Encoder, second: Encoder, *, tolerance: float = 1e-3) -> bool:
+    """Whether two encoders give interchangeable vectors: equal fingerprints, or probes within the tolerance.
+
+    Args:
+        first: One encoder.
+        second: Another one.
+        tolerance: Largest ``1 - cosine`` over the probe's images and texts.
+    """
+    if first.fingerprint == second.fingerprint:
+        return True
+    return first.dim == second.dim and probe_matches(first.probe(), second.probe(), tolerance=tolerance)
+
+
+def probe_matches(
+    first: Float[np.ndarray, "n dim"], second: Float[np.ndarray, "n dim"], *, tolerance: float = 1e-3
+) -> bool:
+    """Whether two results of `Encoder.probe` agree: every cosine at least ``1 - tolerance``."""
+    return first.shape == second.shape and bool(((first * second).sum(axis=1) >= 1.0 - tolerance).all())
+
+
+def _probe_images() -> list[Image.Image]:
+    """Three pictures by integer arithmetic, not square, so that scaling, cropping and channel order all show."""
+    y, x = np.mgrid[0:180, 0:240]
+    gradient = np.stack((x, y, (x + y) // 2), axis=-1) % 256
+    checks = np.stack(((x // 12 + y // 12) % 2 * 255, (x // 30) % 2 * 200, (y // 7) % 2 * 160), axis=-1)
+    rings = ((x - 90) ** 2 + (y - 110) ** 2) // 97 % 256
+    scrambled = np.stack((rings, rings * 7 % 256, 255 - rings), axis=-1)
+    return [Image.fromarray(picture.astype(np.uint8)) for picture in (gradient, checks, scrambled)]
+
+
+def _batch_size(value: int) -> int:
+    if value < 1:
+        raise OptionError(f"batch_size must be at least 1, got {value}")
+    return value
+
+
+_FAMILIES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+_PREPROCESSING = (
+    "do_convert_rgb",
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "patch_size",
+    "max_num_patches",
+)
+
+
+@final
+class TransformersEncoder(Encoder):
+    """CLIP, SigLIP and SigLIP 2 checkpoints, from a hub name or a folder; safetensors only, no remote code.
+
+    Args:
+        model: Hub name (``openai/clip-vit-base-patch16``) or folder with a checkpoint, its tokenizer and its
+            image processor.
+        device: ``auto`` (an accelerator where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``; the vectors are float32 in any case.
+        revision: Branch, tag or commit of a hub repository.
+        batch_size: Images or texts in one forward pass.
+
+    Raises:
+        EncoderError: No such model, another family, or weights in another format than safetensors.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        revision: str | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        self._name = str(model)
+        self._revision = revision
+        self._batch = _batch_size(batch_size)
+        self._family = self._read_family()
+        self._model, self._processor, self._tokenizer = self._load(_dtype(dtype), _device(device))
+        text_config = self._model.config.text_config
+        self._text_length = int(text_config.max_position_embeddings)
+        self._dim = self._width()
+
+    @property
+    def name(self) -> str:
+        """The hub name or folder."""
+        return self._name
+
+    @property
+    def revision(self) -> str | None:
+        """The revision that was asked for."""
+        return self._revision
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of the vectors."""
+        return self._dim
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return str(self._model.device)
+
+    @property
+    def batch_size(self) -> int:
+        """Images or texts in one forward pass."""
+        return self._batch
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the stored weights as float32, the preprocessing's values and the tokenizer's vocabulary.
+
+        It does not depend on the device, on the dtype that computes, on library versions or on torchvision.
+        """
+        digest = hashlib.sha256()
+        digest.update(json.dumps(self._settings(), sort_keys=True).encode())
+        for name, weights in self._stored_weights():
+            digest.update(name.encode())
+            digest.update(json.dumps(list(weights.shape)).encode())
+            digest.update(weights.data)
+        return f"transformers:{self._family}:{digest.hexdigest()}"
+
+    def _encode_images(self, images: list[Image.Image]) -> Float[np.ndarray, "n dim"]:
+        import torch
+
+        inputs = self._processor(images=images, return_tensors="pt")
+        values = {
+            name: tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else None)
+            for name, tensor in inputs.items()
+        }
+        with torch.inference_mode():
+            output = self._model.get_image_features(**values)
+        return _pooled(output)
+
+    def _encode_texts(self, texts: list[str]) -> Float[np.ndarray, "n dim"]:
+        import torch
+
+        length = self._text_length
+        if self._family == "clip":
+            encoded = self._tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            inputs = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
+        else:  # SigLIP was trained on lower-case text padded to its full length, without a mask
+            lowered = [text.lower() for text in texts]
+            encoded = self._tokenizer(
+                lowered, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            )
+            inputs = {"input_ids": encoded["input_ids"]}
+        with torch.inference_mode():
+            output = self._model.get_text_features(**{k: v.to(self._model.device) for k, v in inputs.items()})
+        return _pooled(output)
+
+    def _read_family(self) -> str:
+        from transformers import AutoConfig
+
+        folder = Path(self._name)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise EncoderError(
+                f"{folder} is not a model folder: it has no config.json. Give a folder that save_pretrained wrote, "
+                "or a hub name such as openai/clip-vit-base-patch16"
+            )
+        if not folder.exists() and (folder.is_absolute() or self._name.startswith((".", "~"))):
+            raise EncoderError(f"there is no folder {folder}; give an existing model folder, or a hub name")
+        try:
+            config = AutoConfig.from_pretrained(self._name, revision=self._revision)
+        except Exception as error:
+            raise self._cannot_load(error) from error
+        family = str(config.model_type)
+        if family not in _FAMILIES:
+            raise EncoderError(
+                f"{self._name} is a {family!r} model; encoders are of the families {', '.join(sorted(_FAMILIES))}. "
+                "For another one, write a subclass of rarvision.Encoder (two methods)"
+            )
+        return family
+
+    def _load(self, dtype: Any, device: str) -> tuple[Any, Any, Any]:
+        import transformers
+
+        options = {"revision": self._revision}
+        try:
+            model = getattr(transformers, _FAMILIES[self._family]).from_pretrained(
+                self._name, dtype=dtype, use_safetensors=True, **options
+            )
+            # The PIL backend is asked for by name: the same pixels whether torchvision is installed or not.
+            processor = transformers.AutoImageProcessor.from_pretrained(self._name, backend="pil", **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._name, **options)
+        except Exception as error:
+            raise self._cannot_load(error) from error
+        return model.to(device).eval(), processor, tokenizer
+
+    def _cannot_load(self, error: Exception) -> EncoderError:
+        reason = " ".join(str(error).split())[:300]
+        if Path(self._name).is_dir():
+            advice = "the folder must hold config.json, model.safetensors, the tokenizer and preprocessor_config.json"
+        else:
+            advice = (
+                "if the model hub cannot be reached from here, download the model elsewhere "
+                f"(hf download {self._name}) and give its folder instead of the name"
+            )
+        return EncoderError(f"cannot load the encoder {self._name}: {advice}. {type(error).__name__}: {reason}")
+
+    def _width(self) -> int:
+        if self._family == "clip":
+            return int(self._model.config.projection_dim)
+        return int(self._model.config.vision_config.hidden_size)
+
+    def _settings(self) -> dict[str, Any]:
+        values = self._processor.to_dict()
+        preprocessing = {key: _plain(values[key]) for key in _PREPROCESSING if values.get(key) is not None}
+        vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()), ensure_ascii=False)
+        return {
+            "family": self._family,
+            "preprocessing": preprocessing,
+            "text_length": self._text_length,
+            "vocabulary": hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest(),
+        }
+
+    def _stored_weights(self) -> Iterator[tuple[str, Float[np.ndarray, ...]]]:
+        """Floating tensors as stored, by name; integer buffers (position ids) come and go between versions."""
+        import torch
+        from safetensors import safe_open
+
+        for file, names in self._weight_files():
+            with safe_open(file, framework="pt") as tensors:
+                for name in names or sorted(tensors.keys()):
+                    tensor = tensors.get_tensor(name)
+                    if tensor.is_floating_point():
+                        yield name, np.ascontiguousarray(tensor.to(torch.float32).numpy())
+
+    def _weight_files(self) -> list[tuple[str, list[str] | None]]:
+        from transformers.utils import cached_file
+
+        def find(file: str) -> str | None:
+            missing = {"_raise_exceptions_for_missing_entries": False}
+            found: str | None = cached_file(self._name, file, revision=self._revision, **missing)
+            return found
+
+        if single := find("model.safetensors"):
+            return [(single, None)]
+        listing = find("model.safetensors.index.json")
+        if listing is None:
+            raise EncoderError(f"{self._name}: no model.safetensors to compute a fingerprint from")
+        shards: dict[str, str] = json.loads(Path(listing).read_text(encoding="utf-8"))["weight_map"]
+        # By tensor name, not by shard: the fingerprint must not depend on how the weights were split.
+        grouped = itertools.groupby(sorted(shards.items()), key=lambda item: item[1])
+        folder = Path(listing).parent
+        return [
+            (str(folder / file) if (folder / file).is_file() else str(find(file)), [name for name, _ in items])
+            for file, items in grouped
+        ]
+
+
+def _pooled(output: Any) -> Float[np.ndarray, "n dim"]:
+    vectors = getattr(output, "pooler_output", output)
+    array: Float[np.ndarray, "n dim"] = vectors.float().cpu().numpy()
+    return array
+
+
+def _plain(value: Any) -> Any:
+    """Values of an image processor as JSON, written the same way by every version of the library."""
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {str(key): _plain(item) for key, item in sorted(value.items()) if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return float(value)
+    return str(value)
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in names:
+        raise OptionError(f"dtype must be one of {', '.join(names)}, got {name!r}")
+    return names[name]
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        try:
+            return str(torch.device(name))
+        except RuntimeError as error:
+            raise OptionError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:0 or mps") from error
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,632 @@
+"""The external memory: entries of categories, their vectors, and the encoder that they are bound to."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from rarvision.encoders import Encoder, TransformersEncoder, check_templates, ordered_map, probe_matches
+from rarvision.errors import (
+    EncoderError,
+    EncoderMismatchError,
+    ImageError,
+    InputError,
+    MemoryEmptyError,
+    OptionError,
+)
+from rarvision.images import load_image, thumbnail
+from rarvision.types import Entry, Modality, Neighbour, Sample
+
+__all__ = ["AddReport", "Hits", "Memory", "MemoryInfo", "NewEntry", "Prototypes", "check_category"]
+
+_COMMIT_ENTRIES = 256
+_COMMIT_SECONDS = 10.0
+_TEXT_BATCH = 1_024
+_WORKERS = 4
+_PROTOTYPE_BATCH = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddReport:
+    """What an addition did.
+
+    Attributes:
+        added: Entries stored.
+        skipped: Samples that the memory had already (same content, category and modality).
+        failed: Samples that could not be read or stored.
+        failures: Source and message of each failed sample.
+    """
+
+    added: int
+    skipped: int = 0
+    failed: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryInfo:
+    """What a memory is and holds; sizes in bytes."""
+
+    kind: str
+    location: str
+    dim: int
+    encoder_name: str
+    encoder_fingerprint: str
+    entries: int
+    images: int
+    texts: int
+    categories: int
+    index: str
+    thumbnails: int
+    bytes: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "details": dict(self.details), "metadata": dict(self.metadata)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hits:
+    """Neighbours of n queries as arrays, closest first; where there are fewer than k: ``-inf``, -1, -1.
+
+    Attributes:
+        similarities: Cosine, float32.
+        ids: Entry ids.
+        categories: Category codes (see `Memory.category_names`).
+    """
+
+    similarities: Float[np.ndarray, "n k"]
+    ids: Int[np.ndarray, "n k"]
+    categories: Int[np.ndarray, "n k"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prototypes:
+    """The mean direction of each category's vectors of one modality.
+
+    Attributes:
+        categories: Category codes, ascending.
+        vectors: float32 unit vectors, one row a category; a zero row where the mean vanishes.
+        counts: Entries in each mean.
+    """
+
+    categories: Int[np.ndarray, " c"]
+    vectors: Float[np.ndarray, "c dim"]
+    counts: Int[np.ndarray, " c"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewEntry:
+    """An entry that is about to be stored; ``content`` identifies what was encoded (SHA-256)."""
+
+    category: str
+    modality: Modality
+    source: str
+    content: bytes
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    thumbnail: bytes | None = None
+
+
+class Memory(abc.ABC):
+    """Entries with unit vectors of one encoder, searched by cosine.
+
+    Encoding, skipping what is known, batching and grouping live here; a store implements the abstract methods.
+    """
+
+    _bound: Encoder | None = None
+    _prototypes_cache: tuple[int, dict[Modality, Prototypes]] | None = None
+
+    # What a store implements ------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Number of dimensions of the vectors."""
+
+    @property
+    @abc.abstractmethod
+    def encoder_name(self) -> str:
+        """Hub name or folder of the encoder; empty where unknown."""
+
+    @property
+    @abc.abstractmethod
+    def encoder_fingerprint(self) -> str:
+        """Fingerprint of the encoder that made the vectors."""
+
+    @property
+    @abc.abstractmethod
+    def revision(self) -> int:
+        """Grows with every change, whoever makes it; for caches."""
+
+    @abc.abstractmethod
+    def count(self, modality: Modality | None = None) -> int:
+        """Number of entries."""
+
+    @abc.abstractmethod
+    def category_names(self) -> Mapping[int, str]:
+        """Names by category code; codes are stable and never reused."""
+
+    @abc.abstractmethod
+    def categories(self, modality: Modality | None = None) -> list[str]:
+        """Names of the categories that have entries, in the order in which they came."""
+
+    @abc.abstractmethod
+    def entries(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        category: str | None = None,
+        modality: Modality | None = None,
+        source: str | None = None,
+    ) -> Iterator[Entry]:
+        """Entries that meet all conditions given, by ascending id; unknown ids are left out."""
+
+    @abc.abstractmethod
+    def table(self, modality: Modality) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Ids (ascending) and category codes of all entries of a modality."""
+
+    @abc.abstractmethod
+    def vectors(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
+        """The entries' unit vectors, float32; raises `OptionError` for an id that is not there."""
+
+    @abc.abstractmethod
+    def thumbnail(self, entry_id: int) -> bytes | None:
+        """JPEG bytes of the entry's thumbnail, None where none is stored."""
+
+    @abc.abstractmethod
+    def remove(
+        self, *, ids: Sequence[int] | None = None, category: str | None = None, source: str | None = None
+    ) -> int:
+        """Remove the entries that meet all conditions given; returns how many. Without any: `OptionError`."""
+
+    @abc.abstractmethod
+    def info(self) -> MemoryInfo:
+        """What it is and holds."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release files and connections; harmless when done twice."""
+
+    @abc.abstractmethod
+    def _nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, modality: Modality) -> Hits: ...
+
+    @abc.abstractmethod
+    def _contains(self, content: bytes, category: str, modality: Modality) -> bool: ...
+
+    @abc.abstractmethod
+    def _append(self, entries: Sequence[NewEntry], vectors: Float[np.ndarray, "n dim"]) -> None:
+        """Store entries of one modality, durably when it returns, all or none."""
+
+    @abc.abstractmethod
+    def _writing(self) -> AbstractContextManager[None]:
+        """Held by whoever writes."""
+
+    @abc.abstractmethod
+    def _stored_probe(self) -> Float[np.ndarray, "n dim"] | None:
+        """What `Encoder.probe` gave when the memory was made."""
+
+    @property
+    @abc.abstractmethod
+    def _encoder_revision(self) -> str | None: ...
+
+    @property
+    @abc.abstractmethod
+    def _thumbnail_size(self) -> int | None: ...
+
+    # The encoder ------------------------------------------------------------------------------------------------
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that the memory is bound to, loaded by its name on first use where none was given.
+
+        Raises:
+            EncoderMismatchError: Its encoder is unknown (an imported memory), or the name now holds another model.
+            EncoderError: It cannot be loaded.
+        """
+        if self._bound is None:
+            if not self.encoder_name:
+                raise EncoderMismatchError(
+                    f"this memory's vectors come from an unknown encoder ({self.encoder_fingerprint}), so images and "
+                    "texts cannot be encoded for it; import it again and declare the encoder that made them"
+                )
+            if not self.encoder_fingerprint.startswith("transformers:"):
+                raise EncoderError(
+                    f"this memory was made with the encoder {self.encoder_name!r}, which cannot be loaded by name; "
+                    "open the memory with encoder=…"
+                )
+            self.bind(TransformersEncoder(self.encoder_name, revision=self._encoder_revision))
+        if self._bound is None:  # pragma: no cover - bind sets it or raises
+            raise EncoderError("no encoder")
+        return self._bound
+
+    def bind(self, encoder: Encoder) -> None:
+        """Use this encoder; raises `EncoderMismatchError` where the vectors are not its own."""
+        self.check_encoder(encoder)
+        self._bound = encoder
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Raise `EncoderMismatchError` unless the encoder is the one that made the vectors, to within rounding."""
+        if encoder is self._bound or encoder.fingerprint == self.encoder_fingerprint:
+            return
+        if encoder.dim == self.dim:
+            probe = self._stored_probe()
+            if probe is not None and probe_matches(probe, encoder.probe()):
+                return
+        made_by = f"{self.encoder_name or 'an unknown encoder'} ({self.encoder_fingerprint}, {self.dim} dimensions)"
+        raise EncoderMismatchError(
+            f"this memory was made by {made_by}; got {encoder.name} ({encoder.fingerprint}, {encoder.dim} dimensions). "
+            "Use the same encoder, or make a new memory"
+        )
+
+    # Adding -----------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        samples: Iterable[Sample],
+        *,
+        encoder: Encoder | None = None,
+        batch_size: int | None = None,
+        on_error: Callable[[Sample, InputError], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> AddReport:
+        """Encode labelled images and store them.
+
+        What was stored stays stored when this is interrupted: the same call again skips it, by the image's content and
+        its category, and goes on.
+
+        Args:
+            samples: Images with labels.
+            encoder: Checked against the memory's; the memory's own by default.
+            batch_size: Images in one forward pass; the encoder's own by default.
+            on_error: Called with a sample that cannot be read or has no label; without it the error is raised.
+            progress: Called with the number of samples dealt with so far.
+
+        Raises:
+            EncoderMismatchError: Another encoder than the memory's.
+            InputError: A bad sample, and there is no ``on_error``.
+        """
+        if encoder is not None:
+            self.check_encoder(encoder)
+        active = encoder or self.encoder
+        size = batch_size or active.batch_size
+        if size < 1:
+            raise OptionError(f"batch_size must be at least 1, got {size}")
+        adding = _Adding(on_error=on_error, progress=progress)
+        with self._writing(), ThreadPoolExecutor(_WORKERS, thread_name_prefix="read") as pool:
+            hashed = ordered_map(_hash_sample, samples, pool=pool, ahead=4 * size)
+            fresh = self._unknown(hashed, adding)
+            decoded = ordered_map(_Decode(self._thumbnail_size), fresh, pool=pool, ahead=2 * size)
+            entries: list[NewEntry] = []
+            vectors: list[Float[np.ndarray, "n dim"]] = []
+            last_commit = time.monotonic()
+            for batch in _batches(adding.readable(decoded), size):
+                encoded = active.encode_images([image for _, image in batch], batch_size=size)
+                entries += [entry for entry, _ in batch]
+                vectors.append(encoded)
+                if len(entries) >= _COMMIT_ENTRIES or time.monotonic() - last_commit > _COMMIT_SECONDS:
+                    self._append(entries, np.concatenate(vectors))
+                    adding.stored(len(entries))
+                    entries, vectors, last_commit = [], [], time.monotonic()
+            if entries:
+                self._append(entries, np.concatenate(vectors))
+                adding.stored(len(entries))
+        return adding.report()
+
+    def add_texts(
+        self,
+        names: Iterable[str],
+        *,
+        texts: Iterable[str] | None = None,
+        templates: Sequence[str] = ("{}",),
+        encoder: Encoder | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> AddReport:
+        """Encode category names, or a text for each, and store them as text entries.
+
+        Args:
+            names: Categories.
+            texts: What is encoded for each of them, such as a description; the name itself by default.
+            templates: Each holds ``{}``, which the text replaces; several are averaged into one entry.
+            encoder: Checked against the memory's; the memory's own by default.
+            batch_size: Texts in one forward pass; the encoder's own by default.
+            progress: Called with the number of names dealt with so far.
+
+        Raises:
+            EncoderMismatchError: Another encoder than the memory's.
+            InputError: A blank name, or not as many texts as names.
+        """
+        if encoder is not None:
+            self.check_encoder(encoder)
+        active = encoder or self.encoder
+        filled = check_templates(templates)
+        named = list(names)
+        described = named if texts is None else list(texts)
+        if len(described) != len(named):
+            raise OptionError(f"expected one text a name: got {len(named)} names and {len(described)} texts")
+        new = [_new_text(name, text, filled) for name, text in zip(named, described, strict=True)]
+        adding = _Adding(on_error=None, progress=progress)
+        with self._writing():
+            for batch in _batches(adding.fresh(new, self._contains), _TEXT_BATCH):
+                vectors = active.encode_texts([e.source for e in batch], templates=filled, batch_size=batch_size)
+                self._append(batch, vectors)
+                adding.stored(len(batch))
+        return adding.report()
+
+    def append(self, entries: Sequence[NewEntry], vectors: Float[np.ndarray, "n dim"]) -> AddReport:
+        """Store entries whose vectors are there already, made by this memory's encoder.
+
+        Args:
+            entries: All of one modality, or both mixed; those that are known already are skipped.
+            vectors: One row an entry; stored normalised.
+
+        Raises:
+            OptionError: Not one finite, non-zero vector of the memory's dimensions for each entry.
+            InputError: A category that is blank.
+        """
+        array = np.asarray(vectors, dtype=np.float32)
+        if array.shape != (len(entries), self.dim):
+            raise OptionError(f"expected vectors of shape ({len(entries)}, {self.dim}), got {array.shape}")
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        if not np.isfinite(array).all() or not (norms > 0).all():
+            raise OptionError("every vector must be finite and have a direction")
+        for entry in entries:
+            check_category(entry.category)
+        adding = _Adding(on_error=None, progress=None)
+        with self._writing():
+            for modality in ("image", "text"):
+                rows = [
+                    row
+                    for row, entry in enumerate(entries)
+                    if entry.modality == modality and adding.is_fresh(entry, self._contains)
+                ]
+                if rows:
+                    self._append([entries[row] for row in rows], array[rows] / norms[rows])
+                    adding.stored(len(rows))
+        return adding.report()
+
+    def _unknown(
+        self, hashed: Iterable[tuple[Sample, NewEntry | InputError]], adding: _Adding
+    ) -> Iterator[tuple[Sample, NewEntry]]:
+        for sample, entry in hashed:
+            if isinstance(entry, InputError):
+                adding.fail(sample, entry)
+            elif adding.is_fresh(entry, self._contains):
+                yield sample, entry
+
+    # Searching --------------------------------------------------------------------------------------------------
+
+    def nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, *, modality: Modality | None = None) -> Hits:
+        """The k entries closest to each query, as arrays; ties by id.
+
+        Args:
+            vectors: Unit vectors of this memory's encoder, float32.
+            k: At least 1; more than there are gives all there are.
+            modality: ``image`` or ``text``; both together by default.
+
+        Raises:
+            MemoryEmptyError: Nothing to search.
+            OptionError: k below 1, vectors of the wrong shape or not finite.
+        """
+        if k < 1:
+            raise OptionError(f"k must be at least 1, got {k}")
+        wanted: tuple[Modality, ...] = ("image", "text") if modality is None else (modality,)
+        filled = [each for each in wanted if self.count(each)]
+        if not filled:
+            held = ", ".join(f"{self.count(each)} {each} entries" for each in ("image", "text"))
+            raise MemoryEmptyError(
+                f"the memory has nothing to search{f' of modality {modality!r}' if modality else ''}: it holds {held}. "
+                "Add images (Memory.add) or names (Memory.add_texts) first"
+            )
+        hits = [self._nearest(vectors, min(k, self.count(each)), each) for each in filled]
+        if len(hits) == 1:
+            return hits[0]
+        similarities = np.concatenate([each.similarities for each in hits], axis=1)
+        ids = np.concatenate([each.ids for each in hits], axis=1)
+        codes = np.concatenate([each.categories for each in hits], axis=1)
+        order = np.lexsort((ids, -similarities), axis=-1)[:, :k]
+        return Hits(
+            similarities=np.take_along_axis(similarities, order, axis=1),
+            ids=np.take_along_axis(ids, order, axis=1),
+            categories=np.take_along_axis(codes, order, axis=1),
+        )
+
+    def search(
+        self, vectors: Float[np.ndarray, "n dim"], k: int, *, modality: Modality | None = None
+    ) -> list[list[Neighbour]]:
+        """Like `nearest`, with the entries themselves: for each query at most k neighbours, closest first."""
+        hits = self.nearest(vectors, k, modality=modality)
+        unique = np.unique(hits.ids)
+        known = {entry.id: entry for entry in self.entries(ids=[int(i) for i in unique if i >= 0])}
+        return [
+            [
+                Neighbour(entry=known[entry_id], similarity=similarity)
+                for entry_id, similarity in zip(ids, similarities, strict=True)
+                if entry_id in known
+            ]
+            for ids, similarities in zip(hits.ids.tolist(), hits.similarities.tolist(), strict=True)
+        ]
+
+    def prototypes(self, modality: Modality) -> Prototypes:
+        """Each category's mean direction; computed once for each revision of the memory."""
+        revision = self.revision
+        if self._prototypes_cache is None or self._prototypes_cache[0] != revision:
+            self._prototypes_cache = (revision, {})
+        cache = self._prototypes_cache[1]
+        if modality not in cache:
+            ids, codes = self.table(modality)
+            categories, position, counts = np.unique(codes, return_inverse=True, return_counts=True)
+            sums = np.zeros((len(categories), self.dim), dtype=np.float64)
+            for start in range(0, len(ids), _PROTOTYPE_BATCH):
+                part = slice(start, start + _PROTOTYPE_BATCH)
+                np.add.at(sums, position[part], self.vectors(ids[part]))
+            norms = np.linalg.norm(sums, axis=1, keepdims=True)
+            means = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 1e-12)
+            cache[modality] = Prototypes(categories=categories, vectors=means.astype(np.float32), counts=counts)
+        return cache[modality]
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Adding:
+    """Counts of one addition, and what it has taken so far, so that doubles within it are seen."""
+
+    def __init__(
+        self, *, on_error: Callable[[Sample, InputError], None] | None, progress: Callable[[int], None] | None
+    ) -> None:
+        self._on_error = on_error
+        self._progress = progress
+        self._added = 0
+        self._skipped = 0
+        self._failures: list[tuple[str, str]] = []
+        self._taken: set[tuple[bytes, str, Modality]] = set()
+
+    def is_fresh(self, entry: NewEntry, contains: Callable[[bytes, str, Modality], bool]) -> bool:
+        key = (entry.content, entry.category, entry.modality)
+        if key in self._taken or contains(entry.content, entry.category, entry.modality):
+            self._skipped += 1
+            self._report_progress()
+            return False
+        self._taken.add(key)
+        return True
+
+    def fresh(
+        self, entries: Iterable[NewEntry], contains: Callable[[bytes, str, Modality], bool]
+    ) -> Iterator[NewEntry]:
+        return (entry for entry in entries if self.is_fresh(entry, contains))
+
+    def readable(
+        self, decoded: Iterable[tuple[Sample, NewEntry, Image.Image | InputError]]
+    ) -> Iterator[tuple[NewEntry, Image.Image]]:
+        for sample, entry, image in decoded:
+            if isinstance(image, InputError):
+                self._taken.discard((entry.content, entry.category, entry.modality))
+                self.fail(sample, image)
+            else:
+                yield entry, image
+
+    def fail(self, sample: Sample, error: InputError) -> None:
+        if self._on_error is None:
+            raise error
+        self._failures.append((sample.source, str(error)))
+        self._on_error(sample, error)
+        self._report_progress()
+
+    def stored(self, count: int) -> None:
+        self._added += count
+        self._report_progress()
+
+    def _report_progress(self) -> None:
+        if self._progress is not None:
+            self._progress(self._added + self._skipped + len(self._failures))
+
+    def report(self) -> AddReport:
+        return AddReport(
+            added=self._added, skipped=self._skipped, failed=len(self._failures), failures=tuple(self._failures)
+        )
+
+
+_Item = TypeVar("_Item")
+
+
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _hash_sample(sample: Sample) -> tuple[Sample, NewEntry | InputError]:
+    """The sample as an entry, or why it cannot be one."""
+    try:
+        if sample.label is None:
+            raise InputError(f"{sample.source}: has no label; a memory's entries need a category")  # noqa: TRY301
+        check_category(sample.label)
+        return sample, NewEntry(
+            category=sample.label,
+            modality="image",
+            source=sample.source,
+            content=_content_hash(sample.image),
+            metadata=dict(sample.metadata),
+        )
+    except InputError as error:
+        return sample, error
+
+
+def _content_hash(image: Path | Image.Image) -> bytes:
+    """SHA-256 of a file's bytes, or of a decoded image's mode, size and pixels."""
+    if isinstance(image, Image.Image):
+        head = f"{image.mode} {image.size}".encode()
+        return hashlib.sha256(head + image.tobytes()).digest()
+    path = Path(image)
+    if not path.is_file():
+        load_image(path)  # raises the error that says what is wrong with it
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from error
+
+
+class _Decode:
+    """Opens a sample's image and makes its thumbnail; runs in a pool."""
+
+    def __init__(self, thumbnail_size: int | None) -> None:
+        self._thumbnail_size = thumbnail_size
+
+    def __call__(self, item: tuple[Sample, NewEntry]) -> tuple[Sample, NewEntry, Image.Image | InputError]:
+        sample, entry = item
+        try:
+            image = load_image(sample.image)
+        except ImageError as error:
+            return sample, entry, error
+        if self._thumbnail_size is not None:
+            entry = replace(entry, thumbnail=thumbnail(image, self._thumbnail_size))
+        return sample, entry, image
+
+
+def check_category(name: str) -> None:
+    """Raise `InputError` where a name cannot be a category: blank, or not encodable as UTF-8."""
+    if not name.strip():
+        raise InputError("a category's name must not be blank")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the category {name!r} is not valid Unicode; rename it (its folder is not UTF-8)") from error
+
+
+def _new_text(name: str, text: str, templates: tuple[str, ...]) -> NewEntry:
+    check_category(name)
+    check_category(text)
+    content = hashlib.sha256(json.dumps([text, *templates]).encode()).digest()
+    metadata = {} if templates == ("{}",) else {"templates": list(templates)}
+    return NewEntry(category=name, modality="text", source=text, content=content, metadata=metadata)

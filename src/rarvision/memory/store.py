@@ -1,0 +1,330 @@
+"""A memory's folder: SQLite is the truth, vectors lie in immutable segment files, one process writes at a time.
+
+A segment file is written under another name, synced, renamed, and its folder synced, before the transaction that
+mentions it commits; so whatever the database mentions is whole, and a file that it does not mention is left over from
+an interrupted write and is deleted by the next writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from jaxtyping import Float
+
+from rarvision.errors import (
+    MemoryCorruptError,
+    MemoryExistsError,
+    MemoryLockedError,
+    MemoryNotFoundError,
+    MemoryStoreError,
+)
+from rarvision.index import Index
+from rarvision.types import Modality
+
+__all__ = ["DATABASE", "SCHEMA_VERSION", "Store", "pack_vectors", "unpack_vectors"]
+
+SCHEMA_VERSION = 1
+DATABASE = "memory.sqlite"
+_SEGMENTS = "segments"
+_LOCK = "writer.lock"
+_HOLDER = "writer.json"
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value);
+CREATE TABLE categories (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    modality TEXT NOT NULL CHECK (modality IN ('image', 'text')),
+    file TEXT NOT NULL UNIQUE,
+    sha256 TEXT NOT NULL,
+    rows INTEGER NOT NULL,
+    live INTEGER NOT NULL,
+    index_kind TEXT,
+    index_file TEXT,
+    index_sha256 TEXT
+);
+CREATE TABLE entries (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    category INTEGER NOT NULL REFERENCES categories (id),
+    modality TEXT NOT NULL CHECK (modality IN ('image', 'text')),
+    source TEXT NOT NULL,
+    content BLOB NOT NULL,
+    metadata TEXT NOT NULL,
+    segment INTEGER NOT NULL REFERENCES segments (id),
+    row INTEGER NOT NULL,
+    UNIQUE (content, category, modality)
+);
+CREATE INDEX entries_by_segment ON entries (segment, row);
+CREATE INDEX entries_by_category ON entries (category, modality);
+CREATE INDEX entries_by_source ON entries (source);
+CREATE TABLE thumbnails (content BLOB PRIMARY KEY, jpeg BLOB NOT NULL);
+"""
+
+
+class Store:
+    """The folder's files and transactions. Safe to use from several threads; `writing` excludes other processes."""
+
+    def __init__(self, folder: Path, *, lock_timeout_s: float) -> None:
+        """Open an existing folder."""
+        if not (folder / DATABASE).is_file():
+            what = "no memory there" if not folder.exists() else f"not a memory: it has no {DATABASE}"
+            raise MemoryNotFoundError(
+                f"{folder}: {what}. Make one with LocalMemory.create or `rarvision memory create`"
+            )
+        self.folder = folder
+        self.writable = os.access(folder, os.W_OK)
+        self._lock_timeout_s = lock_timeout_s
+        self._guard = threading.RLock()
+        self._writer = threading.RLock()
+        self._depth = 0
+        self._lock: sqlite3.Connection | None = None
+        mode = "mode=rw" if self.writable else "mode=ro&immutable=1"
+        with self._mapped():
+            self._db = sqlite3.connect(
+                f"file:{quote(str((folder / DATABASE).absolute()))}?{mode}",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=lock_timeout_s,
+            )
+        try:
+            with self._mapped():
+                self._db.execute("PRAGMA foreign_keys = ON")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._check_version(int(self._db.execute("PRAGMA user_version").fetchone()[0]))
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _check_version(self, version: int) -> None:
+        if version > SCHEMA_VERSION:
+            raise MemoryStoreError(
+                f"{self.folder} was written by a newer rarvision (schema {version}, this one reads {SCHEMA_VERSION}); "
+                "upgrade rarvision"
+            )
+        if version < SCHEMA_VERSION:
+            raise MemoryCorruptError(f"{self.folder}: the database holds no memory (schema {version})")
+
+    @classmethod
+    def create(cls, folder: Path, meta: Mapping[str, Any]) -> None:
+        """Make a new folder, whole or not at all."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            what = (
+                "a memory is there already; open it, or choose another place"
+                if (folder / DATABASE).exists()
+                else ("something else is there already; choose another place")
+            )
+            raise MemoryExistsError(f"{folder}: {what}")
+        draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+        try:
+            (draft / _SEGMENTS).mkdir(parents=True)
+            database = sqlite3.connect(draft / DATABASE, isolation_level=None)
+            with contextlib.closing(database):
+                database.execute("PRAGMA journal_mode = WAL")
+                database.executescript(_SCHEMA)
+                database.executemany("INSERT INTO meta VALUES (?, ?)", [*meta.items(), ("revision", 0)])
+                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            _sync_folder(draft)
+            draft.replace(folder)
+            _sync_folder(folder.parent)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise MemoryStoreError(f"{folder}: cannot be made: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Close the database; harmless when done twice."""
+        with self._guard:
+            self._db.close()
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    def rows(self, query: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """All rows of one query."""
+        with self._guard, self._mapped():
+            return self._db.execute(query, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Several queries see one state, even while another process writes."""
+        with self._guard:
+            if self._db.in_transaction:
+                yield
+                return
+            with self._mapped():
+                self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("COMMIT")
+
+    def meta(self) -> dict[str, Any]:
+        """Everything in the table of settings."""
+        return dict(self.rows("SELECT key, value FROM meta"))
+
+    @property
+    def revision(self) -> int:
+        """Grows with every transaction that changed something."""
+        return int(self.rows("SELECT value FROM meta WHERE key = 'revision'")[0][0])
+
+    def path(self, file: str) -> Path:
+        """Where a segment's file lies."""
+        return self.folder / _SEGMENTS / file
+
+    # Writing ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the one writer's lock; other threads wait, another process is refused after the timeout.
+
+        Raises:
+            MemoryLockedError: Another process is writing; says which.
+            MemoryStoreError: The folder is read-only.
+        """
+        with self._writer:
+            if self._depth == 0:
+                self._acquire()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._release()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One atomic change, durable when the block ends; only within `writing`."""
+        with self._guard, self._mapped():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'revision'")
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def write_vectors(self, modality: Modality, vectors: Float[np.ndarray, "n dim"]) -> tuple[str, str]:
+        """Write a new segment file durably; returns its name and SHA-256."""
+        name = f"{modality}-{secrets.token_hex(8)}.npy"
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.save(file, vectors, allow_pickle=False)
+
+        return name, self._publish(name, write)
+
+    def write_index(self, modality: Modality, index: Index) -> tuple[str, str]:
+        """Write a segment's index durably; returns its name and SHA-256."""
+        name = f"{modality}-{secrets.token_hex(8)}.{index.kind}"
+        return name, self._publish(name, index.save)
+
+    def delete_files(self, files: Sequence[str]) -> None:
+        """Delete files that no committed state mentions; readers that have them open keep them."""
+        for file in files:
+            self.path(file).unlink(missing_ok=True)
+
+    def _publish(self, name: str, write: Any) -> str:
+        draft = self.path(f".{name}")
+        try:
+            write(draft)
+            with draft.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            draft.replace(self.path(name))
+            _sync_folder(draft.parent)
+        except (OSError, RuntimeError) as error:
+            draft.unlink(missing_ok=True)
+            raise MemoryStoreError(
+                f"{self.folder}: cannot write vectors: {error}. Nothing was added by this step; what was stored before "
+                "is untouched. Free some space or fix the permissions, and run the same command again"
+            ) from error
+        return digest
+
+    def _acquire(self) -> None:
+        if not self.writable:
+            raise MemoryStoreError(f"{self.folder} is read-only; copy it somewhere writable to change it")
+        lock = sqlite3.connect(
+            self.folder / _LOCK, isolation_level=None, timeout=self._lock_timeout_s, check_same_thread=False
+        )
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            lock.close()
+            raise MemoryLockedError(
+                f"{self.folder} is being written by {self._holder()}; wait until it has finished, or stop it"
+            ) from error
+        self._lock = lock
+        holder = {"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+        with contextlib.suppress(OSError):
+            (self.folder / _HOLDER).write_text(json.dumps(holder), encoding="utf-8")
+        self._delete_leftovers()
+
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.folder / _HOLDER).unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads((self.folder / _HOLDER).read_text(encoding="utf-8"))
+            return f"process {holder['pid']} (since {holder['since']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    def _delete_leftovers(self) -> None:
+        known = {name for row in self.rows("SELECT file, index_file FROM segments") for name in row if name}
+        with os.scandir(self.folder / _SEGMENTS) as files:
+            self.delete_files([file.name for file in files if file.name not in known])
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.ProgrammingError as error:
+            raise MemoryStoreError(f"{self.folder}: {error}; open the memory again") from error
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise MemoryLockedError(f"{self.folder} is being written by {self._holder()}: {error}") from error
+            raise MemoryStoreError(f"{self.folder}: {error}") from error
+        except sqlite3.IntegrityError as error:
+            raise MemoryStoreError(f"{self.folder}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise MemoryCorruptError(f"{self.folder / DATABASE} is damaged: {error}; restore it from a copy") from error
+
+
+def pack_vectors(vectors: Float[np.ndarray, "n dim"]) -> bytes:
+    """Little-endian float32, row by row."""
+    return np.ascontiguousarray(vectors, dtype="<f4").tobytes()
+
+
+def unpack_vectors(data: bytes, dim: int) -> Float[np.ndarray, "n dim"]:
+    """What `pack_vectors` packed."""
+    return np.frombuffer(data, dtype="<f4").reshape(-1, dim)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the system can open folders."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
