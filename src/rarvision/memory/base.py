@@ -37,6 +37,7 @@ _COMMIT_SECONDS = 10.0
 _TEXT_BATCH = 1_024
 _WORKERS = 4
 _PROTOTYPE_BATCH = 65_536
+_UNIT_WITHIN = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -374,7 +375,8 @@ class Memory(abc.ABC):
 
         Args:
             entries: All of one modality, or both mixed; those that are known already are skipped.
-            vectors: One row an entry; stored normalised.
+            vectors: One row an entry; stored as they are where they are unit vectors to within half precision,
+                so that searches answer as the index that they come from, else normalised.
 
         Raises:
             OptionError: Not one finite, non-zero vector of the memory's dimensions for each entry.
@@ -386,6 +388,7 @@ class Memory(abc.ABC):
         norms = np.linalg.norm(array, axis=1, keepdims=True)
         if not np.isfinite(array).all() or not (norms > 0).all():
             raise OptionError("every vector must be finite and have a direction")
+        norms[np.abs(norms - 1.0) < _UNIT_WITHIN] = 1.0
         for entry in entries:
             check_category(entry.category)
         adding = _Adding(on_error=None, progress=None)

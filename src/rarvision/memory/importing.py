@@ -36,7 +36,7 @@ def import_faiss(
     """Make a memory of a faiss index and its label file.
 
     Args:
-        index: A faiss index file that stores its vectors, which are normalised.
+        index: A faiss index file that stores its vectors.
         labels: Text file; line i is ``path label`` for row i. Paths and labels may hold spaces. Labels are numbers of
             lines in ``classnames`` (from 0), names in it, or, without it, names themselves.
         out: The new memory's folder.
@@ -56,7 +56,6 @@ def import_faiss(
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or not (norms > 0).all():
         raise MemoryCorruptError(f"{index}: row {int(np.argmin(norms > 0))} is zero or not finite; build it again")
-    vectors /= norms
     rows = read_labels(labels, classnames=classnames)
     if len(rows) != len(vectors):
         raise DatasetError(
