@@ -1,0 +1,395 @@
+"""A multimodal LLM behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, hosted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar, final
+from urllib.parse import urlsplit
+
+import numpy as np
+from jaxtyping import Float
+
+from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
+from rarvision.chat.rendering import openai_messages
+from rarvision.chat.transport import JsonClient
+from rarvision.errors import (
+    ChatError,
+    ChatProtocolError,
+    ChatUnavailableError,
+    ChatUnsupportedError,
+    ContextLengthError,
+    OptionError,
+)
+
+__all__ = ["HTTPChat"]
+
+_T = TypeVar("_T")
+
+_MAX_TOP_LOGPROBS = 20
+"""The public API's cap; servers refuse more."""
+
+_MAX_GUIDED_NAMES = 6
+"""A regular expression of all permutations has about 1,700 names for 6, and 12,000 for 7."""
+
+_CONTEXT_HINTS = ("context length", "context window", "maximum context", "context size", "too many tokens", "too long")
+
+
+@final
+class HTTPChat(Chat):
+    """A served model, over the public chat-completions API.
+
+    Requests run ``concurrency`` at a time and are answered in order; only those in flight hold encoded images. A
+    connection that fails, a timeout, 408, 429 and 5xx are retried with exponential back-off and jitter, or as the
+    server's ``Retry-After`` says.
+
+    The API has no log-likelihood of given texts: `continuation_log_probs` is not served. Log-probabilities of the first
+    token are read from ``top_logprobs`` (at most 20 tokens) where the server reports them.
+
+    Args:
+        base_url: The API's root, such as ``http://127.0.0.1:8000/v1``; ``/v1`` is added to a bare host.
+        model: The model's name; None takes the only one that the server lists.
+        api_key: Sent as a bearer token; never shown.
+        concurrency: Requests in flight.
+        timeout_s: Seconds for one attempt, from connecting to the last byte.
+        retries: Attempts after the first.
+        backoff_s: First wait between attempts, seconds; doubles each time, with jitter, up to 30.
+        image_format: ``jpeg`` (quality 95) or ``png`` (lossless, larger).
+        extra_body: More fields of the request, passed on as they are (``{"chat_template_kwargs": {"enable_thinking":
+            False}}``); a field set to None is left out, such as ``temperature`` where a model refuses it.
+        option_log_probs: Whether the server reports log-probabilities; None asks it with one short request when first
+            needed.
+        top_logprobs: How many tokens to ask for, 1 to 20.
+        guided: The server's field for a regular expression that confines answers: ``structured_outputs`` (vLLM),
+            ``guided_regex`` (older vLLM), ``regex`` (SGLang); None for servers without. Serves lists of up to 6 names.
+        max_images: Images in one request, where known.
+        context_limit: Tokens of prompt and answer; None takes ``max_model_len`` where the server lists it (vLLM).
+        max_answer_chars: Longer answers are cut, and end for ``length``.
+
+    Raises:
+        OptionError: an option's value is out of range.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        concurrency: int = 8,
+        timeout_s: float = 60.0,
+        retries: int = 4,
+        backoff_s: float = 0.5,
+        image_format: Literal["jpeg", "png"] = "jpeg",
+        extra_body: Mapping[str, Any] | None = None,
+        option_log_probs: bool | None = None,
+        top_logprobs: int = _MAX_TOP_LOGPROBS,
+        guided: Literal["structured_outputs", "guided_regex", "regex"] | None = None,
+        max_images: int | None = None,
+        context_limit: int | None = None,
+        max_answer_chars: int = 100_000,
+    ) -> None:
+        if concurrency < 1:
+            raise OptionError(f"concurrency must be at least 1, got {concurrency}")
+        if not 1 <= top_logprobs <= _MAX_TOP_LOGPROBS:
+            raise OptionError(f"top_logprobs must be 1 to {_MAX_TOP_LOGPROBS}, got {top_logprobs}")
+        if image_format not in ("jpeg", "png"):
+            raise OptionError(f"image_format must be 'jpeg' or 'png', got {image_format!r}")
+        if guided not in (None, "structured_outputs", "guided_regex", "regex"):
+            raise OptionError(f"guided must be None, 'structured_outputs', 'guided_regex' or 'regex', got {guided!r}")
+        self._client = JsonClient(
+            _api_root(base_url), api_key=api_key, timeout_s=timeout_s, retries=retries, backoff_s=backoff_s
+        )
+        self._model = model
+        self._concurrency = concurrency
+        self._image_format: Literal["jpeg", "png"] = image_format
+        self._extra_body = dict(extra_body or {})
+        self._option_log_probs = option_log_probs
+        self._top_logprobs = top_logprobs
+        self._guided = guided
+        self._max_images = max_images
+        self._context_limit = context_limit
+        self._max_answer_chars = max_answer_chars
+        self._limit_field = "max_tokens"
+        self._listing: list[dict[str, Any]] | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"HTTPChat({self._client.shown_url!r}, model={self._model!r})"
+
+    @property
+    def name(self) -> str:
+        """The model's name as given; the server's address until it is known."""
+        return self._model or f"the model at {self._client.shown_url}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the server does; asks it once whether it reports log-probabilities, unless that was given.
+
+        While the server cannot be reached, log-probabilities are taken to be served, so that the failure shows where
+        an answer is asked for.
+        """
+        served = self._option_log_probs
+        if served is None:
+            try:
+                served = self._probe_log_probs()
+            except ChatError:
+                served = True
+            else:
+                self._option_log_probs = served
+        return Capabilities(
+            option_log_probs=served,
+            continuation_log_probs=False,
+            list_constraint=self._guided is not None,
+            max_images=self._max_images,
+            max_options=self._top_logprobs,
+        )
+
+    @property
+    def context_limit(self) -> int | None:
+        """As given, else the server's ``max_model_len``; None where unknown."""
+        if self._context_limit is None:
+            try:
+                found = [item.get("max_model_len") for item in self._models() if item.get("id") == self._model_name()]
+            except ChatError:
+                return None
+            self._context_limit = next((int(value) for value in found if isinstance(value, int)), None)
+        return self._context_limit
+
+    def generate(
+        self, requests: Sequence[ChatRequest], *, max_tokens: int, constraints: Sequence[ListConstraint] | None = None
+    ) -> list[Completion]:
+        """Greedy answers (temperature 0), in the order of the requests.
+
+        Raises:
+            ChatUnavailableError: no answer after the last retry.
+            ChatProtocolError: an answer that is not the protocol.
+            ChatUnsupportedError: constraints without ``guided``, or over more names than it serves; images refused.
+            ContextLengthError: the server says that the prompt does not fit.
+        """
+        if max_tokens < 1:
+            raise OptionError(f"max_tokens must be at least 1, got {max_tokens}")
+        if constraints is None:
+            extras: list[dict[str, Any]] = [{}] * len(requests)
+        else:
+            if len(constraints) != len(requests):
+                raise OptionError(f"expected one constraint a request: {len(requests)}, got {len(constraints)}")
+            extras = [self._guide(constraint) for constraint in constraints]
+
+        def ask(item: tuple[ChatRequest, dict[str, Any]]) -> Completion:
+            return self._completion(self._ask(item[0], max_tokens, item[1]))
+
+        return self._each(ask, list(zip(requests, extras, strict=True)))
+
+    def option_log_probs(
+        self, requests: Sequence[ChatRequest], options: Sequence[Sequence[str]]
+    ) -> list[Float[np.ndarray, " options"]]:
+        """Log-probability that the answer begins with each option, from ``top_logprobs``.
+
+        A token counts for the option that it is the start of; spellings with and without a leading space are added up.
+        ``-inf`` where the server did not report an option among its tokens.
+
+        Raises:
+            ChatUnsupportedError: the server reports no log-probabilities; names what works.
+            OptionError: options that no token could tell apart.
+        """
+        if len(requests) != len(options):
+            raise OptionError(f"expected one list of options a request: {len(requests)}, got {len(options)}")
+        for texts in options:
+            if not texts or not all(texts) or len(set(texts)) != len(texts):
+                raise OptionError(f"options must be distinct and not empty, got {list(texts)!r}")
+        if self._option_log_probs is False:
+            raise self._no_log_probs()
+
+        def ask(item: tuple[ChatRequest, Sequence[str]]) -> Float[np.ndarray, " options"]:
+            reported = self._first_token(item[0])
+            if reported is None:
+                raise self._no_log_probs()
+            return _match_options(item[1], reported)
+
+        return self._each(ask, list(zip(requests, options, strict=True)))
+
+    def continuation_log_probs(
+        self, requests: Sequence[ChatRequest], continuations: Sequence[Sequence[str]]
+    ) -> list[tuple[Float[np.ndarray, " n"], tuple[int, ...]]]:
+        """Not served: the public API reports probabilities of its own answers only.
+
+        Raises:
+            ChatUnsupportedError: always; names the strategies that work.
+        """
+        del requests, continuations
+        raise ChatUnsupportedError(
+            f"{self.name}: the chat API has no log-likelihood of given texts; use the strategy 'generate', or 'choice' "
+            f"where the server reports log-probabilities, or load the model with LocalChat"
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _each(self, ask: Callable[[Any], _T], items: Sequence[Any]) -> list[_T]:
+        """Run in threads, ``concurrency`` at a time; the first failure cancels what has not begun."""
+        if len(items) <= 1 or self._concurrency == 1:
+            return [ask(item) for item in items]
+        self._model_name()  # ask once, not in every thread
+        pool = ThreadPoolExecutor(min(self._concurrency, len(items)), thread_name_prefix="rarvision-http")
+        try:
+            return list(pool.map(ask, items))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # on success all are done; on failure none is waited for
+
+    def _ask(self, request: ChatRequest, max_tokens: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """One request; the first choice of its answer."""
+        body: dict[str, Any] = {
+            "model": self._model_name(),
+            "messages": openai_messages(request, image_format=self._image_format),
+            "temperature": 0,
+            self._limit_field: max_tokens,
+            **extra,
+            **self._extra_body,
+        }
+        body = {key: value for key, value in body.items() if value is not None}
+        status, answer = self._client.post("chat/completions", body)
+        if status != 200:
+            message = str(answer.get("error"))
+            if "max_completion_tokens" in message and self._limit_field == "max_tokens":
+                self._limit_field = "max_completion_tokens"  # newer hosted models refuse the older name
+                return self._ask(request, max_tokens, extra)
+            raise self._refusal(status, message, asked_log_probs="logprobs" in body)
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise ChatProtocolError(f"{self.name}: expected 'choices' with an answer, got {str(answer)[:200]!r}")
+        choice: dict[str, Any] = choices[0]
+        return choice
+
+    def _completion(self, choice: dict[str, Any]) -> Completion:
+        message = choice.get("message")
+        content = message.get("content", "") if isinstance(message, dict) else message
+        if isinstance(content, list):
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        if not isinstance(message, dict) or not isinstance(content, str | None):
+            raise ChatProtocolError(f"{self.name}: expected a message with text, got {str(choice)[:200]!r}")
+        text = content or ""
+        if len(text) > self._max_answer_chars:
+            return Completion(text=text[: self._max_answer_chars], finish_reason="length")
+        return Completion(text=text, finish_reason="length" if choice.get("finish_reason") == "length" else "stop")
+
+    def _first_token(self, request: ChatRequest) -> list[tuple[str, float]] | None:
+        """Texts and log-probabilities of the likeliest first tokens; None where the server does not report them."""
+        choice = self._ask(request, 1, {"logprobs": True, "top_logprobs": self._top_logprobs})
+        reported = choice.get("logprobs")
+        content = reported.get("content") if isinstance(reported, dict) else None
+        if content is None:
+            return None
+        if content == []:  # the answer ended at once: no token, so no option
+            return []
+        try:
+            first = content[0]
+            tokens = first.get("top_logprobs") or [first]
+            found = [(str(item["token"]), float(item["logprob"])) for item in tokens]
+            if any(math.isnan(log_prob) for _, log_prob in found):
+                raise ValueError("not a number")  # noqa: TRY301 - one message for all shapes of nonsense
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ChatProtocolError(
+                f"{self.name}: expected logprobs.content[0].top_logprobs, got {str(reported)[:200]!r}"
+            ) from error
+        return found
+
+    def _probe_log_probs(self) -> bool:
+        try:
+            return self._first_token(ChatRequest.of("Answer with the letter A.")) is not None
+        except ChatUnsupportedError:
+            return False
+
+    def _no_log_probs(self) -> ChatUnsupportedError:
+        self._option_log_probs = False
+        return ChatUnsupportedError(
+            f"{self.name} reports no log-probabilities (logprobs is missing from its answers), so the strategies that "
+            f"read them cannot work; use the strategy 'generate', or load the model with LocalChat"
+        )
+
+    def _refusal(self, status: int, message: str, *, asked_log_probs: bool) -> ChatError:
+        """A 4xx answer as an error of ours."""
+        lowered = message.lower()
+        said = f"{self.name} answered {status}: {message[:300]}"
+        if status in (401, 403):
+            return ChatUnavailableError(f"{said}; check the API key and what it may use")
+        if status == 404:
+            return ChatUnavailableError(f"{said}; check the address (does it end in /v1?) and the model's name")
+        if any(hint in lowered for hint in _CONTEXT_HINTS):
+            return ContextLengthError(f"{said}; ask about fewer candidates (a smaller k) or shorten the prompt")
+        if asked_log_probs and "logprobs" in lowered:
+            return self._no_log_probs()
+        if "image" in lowered or "multimodal" in lowered or "multi-modal" in lowered:
+            return ChatUnsupportedError(f"{said}; the server takes no (or fewer) images with this model")
+        return ChatProtocolError(f"{said}; the server does not take a request of the public chat API")
+
+    def _models(self) -> list[dict[str, Any]]:
+        with self._lock:
+            if self._listing is None:
+                status, answer = self._client.get("models")
+                data = answer.get("data")
+                if status != 200 or not isinstance(data, list):
+                    raise ChatUnavailableError(
+                        f"{self._client.shown_url}/models answered {status}: {str(answer.get('error', answer))[:200]}; "
+                        f"give the model's name: HTTPChat(url, model=…)"
+                    )
+                self._listing = [item for item in data if isinstance(item, dict)]
+            return self._listing
+
+    def _model_name(self) -> str:
+        if self._model is None:
+            names = [str(item.get("id")) for item in self._models()]
+            if len(names) != 1:
+                listed = ", ".join(names[:20]) or "none"
+                raise OptionError(
+                    f"{self._client.shown_url} lists {len(names)} models ({listed}); choose: HTTPChat(url, model=…)"
+                )
+            self._model = names[0]
+        return self._model
+
+    def _guide(self, constraint: ListConstraint) -> dict[str, Any]:
+        """The request's field that confines the answer."""
+        if self._guided is None:
+            raise ChatUnsupportedError(
+                f"{self.name}: constrained answers need a server with guided decoding: say which with "
+                f"guided='structured_outputs' (vLLM), 'guided_regex' or 'regex', or use 'generate' unconstrained"
+            )
+        names = constraint.names
+        if not names or len(set(names)) != len(names) or not all(names):
+            raise OptionError(f"a list constraint needs distinct, non-empty names, got {list(names)!r}")
+        if len(names) > _MAX_GUIDED_NAMES:
+            raise ChatUnsupportedError(
+                f"{self.name}: guided decoding serves lists of up to {_MAX_GUIDED_NAMES} names, got {len(names)}; ask "
+                f"unconstrained, or about fewer candidates (a smaller k)"
+            )
+        orders = (constraint.separator.join(order) for order in itertools.permutations(names))
+        body = "|".join(re.escape(order) for order in orders)
+        pattern = f"{re.escape(constraint.opening)}({body}){re.escape(constraint.closing)}"
+        return {self._guided: {"regex": pattern} if self._guided == "structured_outputs" else pattern}
+
+
+def _api_root(base_url: str) -> str:
+    """The address without what users paste by mistake; raises `OptionError` where it is none."""
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OptionError(f"expected an address like http://127.0.0.1:8000/v1, got {base_url.rpartition('@')[2]!r}")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/") or "/v1"
+    return parts._replace(path=path, query="", fragment="").geturl()
+
+
+def _match_options(options: Sequence[str], reported: Sequence[tuple[str, float]]) -> Float[np.ndarray, " options"]:
+    """Add up the tokens that are the start of one option, and of no other."""
+    found: list[list[float]] = [[] for _ in options]
+    for token, log_prob in reported:
+        text = token.lstrip(" ▁Ġ\n")
+        owners = [i for i, option in enumerate(options) if text and option.startswith(text)]
+        exact = [i for i in owners if options[i] == text]
+        owners = exact or owners
+        if len(owners) == 1:
+            found[owners[0]].append(log_prob)
+    return np.array([np.logaddexp.reduce(values) if values else -math.inf for values in found], dtype=np.float64)
