@@ -256,7 +256,7 @@ class HTTPChat(Chat):
         status, answer = self._client.post("chat/completions", body)
         if status != 200:
             message = str(answer.get("error"))
-            if "max_completion_tokens" in message and self._limit_field == "max_tokens":
+            if "max_completion_tokens" in message and "max_completion_tokens" not in body:
                 self._limit_field = "max_completion_tokens"  # newer hosted models refuse the older name
                 return self._ask(request, max_tokens, extra)
             raise self._refusal(status, message, asked_log_probs="logprobs" in body)

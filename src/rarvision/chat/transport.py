@@ -7,6 +7,7 @@ import email.utils
 import json
 import math
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,6 +60,7 @@ class JsonClient:
             self._http = httpx.Client(headers=headers, timeout=timeout_s, limits=httpx.Limits(max_connections=None))
         except (ValueError, httpx.InvalidURL) as error:
             raise OptionError(f"the API key or the proxy settings do not fit into a request: {type(error)}") from None
+        weakref.finalize(self, self._http.close)  # for callers who do not close
         parts = urlsplit(root)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         self.shown_url = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
@@ -84,9 +86,8 @@ class JsonClient:
     def _retrying(self, method: str, path: str, content: bytes | None) -> tuple[int, dict[str, Any]]:
         import tenacity
 
-        grow = tenacity.wait_exponential_jitter(
-            initial=self._backoff_s, max=max(self._backoff_s, _LONGEST_WAIT_S), jitter=self._backoff_s
-        )
+        double = tenacity.wait_exponential(multiplier=self._backoff_s, max=_LONGEST_WAIT_S)
+        grow = double + tenacity.wait_random(0, self._backoff_s)
 
         def wait(state: tenacity.RetryCallState) -> float:
             failure = state.outcome.exception() if state.outcome else None
