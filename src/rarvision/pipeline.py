@@ -1,0 +1,375 @@
+"""The one path from an image to a prediction: encode, retrieve, rank, mix. Baselines are its presets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL.Image import Image
+
+from rarvision.calibration import (
+    Calibration,
+    RankerWeight,
+    check_weight,
+    mix,
+    prior_log_scores,
+    ranker_log_scores,
+    unknown_probability,
+)
+from rarvision.encoders import ordered_map
+from rarvision.errors import (
+    ChatError,
+    ChatUnavailableError,
+    ImageError,
+    InputError,
+    MemoryEmptyError,
+    OptionError,
+    RarvisionError,
+)
+from rarvision.images import load_image
+from rarvision.memory.base import Memory
+from rarvision.ranking.strategies import BaseRanker
+from rarvision.retrieval import Retriever
+from rarvision.types import Candidate, Prediction, Ranking, Sample
+
+__all__ = ["RecognitionFailure", "Recognizable", "Recognizer"]
+
+Recognizable = Sample | Path | str | bytes | Image
+"""What can be recognised: a sample, a path, the bytes of an image file, or a PIL image."""
+
+_READERS = 4
+_READ_AHEAD = 8
+_MAX_BATCH_PIXELS = 64_000_000
+_GIVE_UP_AFTER = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecognitionFailure:
+    """An image that could not be recognised, and why; the others are not affected.
+
+    Attributes:
+        source: The sample's source.
+        error: What went wrong; its class tells the kind.
+    """
+
+    source: str
+    error: RarvisionError
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    source: str
+    image: Image
+
+
+class Recognizer:
+    """Retrieves candidate categories from a memory and has an MLLM rank them (the paper's section 3).
+
+    ``ranker=None`` is retrieval alone: with ``Retriever(memory, source="image", aggregate="nearest")`` the paper's
+    CLIP + kNN baseline. ``ranker_weight="replace"`` is the paper's RAR: the ranker's order, whatever retrieval thinks.
+
+    Args:
+        memory: The external memory; its encoder encodes the images.
+        ranker: Ranks the candidates; None predicts retrieval's first.
+        k: Candidates of each image; 5 by default. With a ``retriever``, its own ``k`` holds.
+        retriever: How neighbours become candidates; ``Retriever(memory, k=k)`` by default.
+        ranker_weight: Weight of the ranker's log-scores beside retrieval's prior: 0 is retrieval alone, ``"replace"``
+            the ranker alone.
+        calibration: The parameters of the mix and of "not retrieved".
+        allow_fallback: What to do where the MLLM cannot answer: raise (False), or predict from retrieval and say so
+            in the prediction's ``ranking.status`` and ``reason`` (True).
+        batch_size: Images that are encoded and ranked together.
+
+    Raises:
+        OptionError: An option is out of range, or ``k`` contradicts the retriever's.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        ranker: BaseRanker | None = None,
+        k: int | None = None,
+        retriever: Retriever | None = None,
+        ranker_weight: RankerWeight = 1.0,
+        calibration: Calibration | None = None,
+        allow_fallback: bool = False,
+        batch_size: int = 32,
+    ) -> None:
+        if batch_size < 1:
+            raise OptionError(f"batch_size must be at least 1, got {batch_size}")
+        if retriever is None:
+            retriever = Retriever(memory, k=5 if k is None else k)
+        elif retriever.memory is not memory:
+            raise OptionError("the retriever searches another memory; make it from the one given to the recognizer")
+        elif k is not None and k != retriever.k:
+            raise OptionError(f"k={k} contradicts the retriever's k={retriever.k}; give one of them")
+        self._memory = memory
+        self._ranker = ranker
+        self._retriever = retriever
+        self._weight = check_weight(ranker_weight)
+        self._calibration = calibration or Calibration()
+        self._allow_fallback = allow_fallback
+        self._batch_size = batch_size
+
+    @property
+    def memory(self) -> Memory:
+        """The external memory."""
+        return self._memory
+
+    @property
+    def ranker(self) -> BaseRanker | None:
+        """The ranker, if any."""
+        return self._ranker
+
+    @property
+    def retriever(self) -> Retriever:
+        """What turns neighbours into candidates."""
+        return self._retriever
+
+    @property
+    def k(self) -> int:
+        """Candidates of each image."""
+        return self._retriever.k
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that changes a prediction, as JSON values: what two runs must share to be compared or joined."""
+        return {
+            "encoder": self._memory.encoder_name,
+            "encoder_fingerprint": self._memory.encoder_fingerprint,
+            "entries": self._memory.count(),
+            "categories": len(self._memory.categories()),
+            "retriever": _retriever_settings(self._retriever),
+            "ranker": None if self._ranker is None else dict(self._ranker.settings),
+            "ranker_weight": self._weight,
+            "calibration": asdict(self._calibration),
+            "allow_fallback": self._allow_fallback,
+        }
+
+    def recognize(self, image: Recognizable) -> Prediction:
+        """Recognise one image.
+
+        Raises:
+            ImageError: It cannot be read.
+            MemoryEmptyError: The memory holds nothing.
+            ChatError: The MLLM cannot answer, and ``allow_fallback`` is off.
+        """
+        (outcome,) = self.recognize_batch([image])
+        if isinstance(outcome, RecognitionFailure):
+            raise outcome.error
+        return outcome
+
+    def recognize_batch(self, images: Iterable[Recognizable]) -> list[Prediction | RecognitionFailure]:
+        """Recognise several images; see `iter_recognize`."""
+        return list(self.iter_recognize(images))
+
+    def iter_recognize(self, images: Iterable[Recognizable]) -> Generator[Prediction | RecognitionFailure]:
+        """Recognise a stream of images of any length in bounded memory.
+
+        Images are read ahead in a few threads; a batch is closed early where its images are large.
+
+        Args:
+            images: Consumed as the outcomes are.
+
+        Yields:
+            One outcome an image, in order. An image that cannot be read or encoded is a `RecognitionFailure`.
+
+        Raises:
+            MemoryEmptyError: The memory holds nothing.
+            ChatError: The MLLM cannot answer, and ``allow_fallback`` is off.
+        """
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
+            ahead = max(1, min(_READ_AHEAD, self._batch_size))
+            loaded = ordered_map(self._load, enumerate(images), pool=pool, ahead=ahead)
+            for batch in self._batches(loaded):
+                yield from self._recognize_loaded(batch)
+
+    def _load(self, numbered: tuple[int, Recognizable]) -> _Loaded | RecognitionFailure:
+        number, given = numbered
+        if not isinstance(given, Sample | Path | str | bytes | Image):
+            raise InputError(
+                f"expected a Sample, a path, bytes or a PIL image, got {type(given).__name__}: {given!r:.80}"
+            )
+        image = given.image if isinstance(given, Sample) else given
+        if isinstance(given, Sample):
+            source = given.source
+        elif isinstance(given, Path | str):
+            source = str(given)
+        else:
+            source = str(getattr(given, "filename", "") or f"image {number}")
+        try:
+            return _Loaded(source, load_image(image))
+        except ImageError as error:
+            return RecognitionFailure(source=source, error=error)
+
+    def _batches(self, loaded: Iterable[_Loaded | RecognitionFailure]) -> Iterator[list[_Loaded | RecognitionFailure]]:
+        batch: list[_Loaded | RecognitionFailure] = []
+        pixels = 0
+        for item in loaded:
+            batch.append(item)
+            pixels += item.image.width * item.image.height if isinstance(item, _Loaded) else 0
+            if len(batch) >= self._batch_size or pixels >= _MAX_BATCH_PIXELS:
+                yield batch
+                batch, pixels = [], 0
+        if batch:
+            yield batch
+
+    def _recognize_loaded(
+        self, batch: Sequence[_Loaded | RecognitionFailure]
+    ) -> Iterator[Prediction | RecognitionFailure]:
+        started = time.perf_counter()
+        vectors: list[Float[np.ndarray, " dim"]] = []
+        good: list[_Loaded] = []
+        outcomes: list[Prediction | RecognitionFailure | None] = []
+        for item, vector in zip(batch, self._encode(batch), strict=True):
+            if isinstance(item, _Loaded) and isinstance(vector, np.ndarray):
+                good.append(item)
+                vectors.append(vector)
+                outcomes.append(None)
+            elif isinstance(vector, RarvisionError):
+                outcomes.append(RecognitionFailure(source=item.source, error=vector))
+            elif isinstance(item, RecognitionFailure):
+                outcomes.append(item)
+        found = self._retriever.retrieve(np.stack(vectors)) if good else []
+        if not all(found):
+            raise MemoryEmptyError("the memory holds nothing that could be retrieved; add images or names first")
+        retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
+        started = time.perf_counter()
+        rankings = self._rank(good, found)
+        ranking_ms = (time.perf_counter() - started) * 1000 / max(1, len(good)) if self._ranker else 0.0
+        predictions = (
+            self._predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
+            for item, candidates, ranking in zip(good, found, rankings, strict=True)
+        )
+        for outcome in outcomes:
+            yield next(predictions) if outcome is None else outcome
+
+    def _encode(
+        self, batch: Sequence[_Loaded | RecognitionFailure]
+    ) -> list[Float[np.ndarray, " dim"] | RarvisionError | None]:
+        """A unit vector for each loaded image, or the error where it cannot be encoded."""
+        encoder = self._memory.encoder
+        images = [item.image for item in batch if isinstance(item, _Loaded)]
+        vectors: list[Float[np.ndarray, " dim"] | RarvisionError]
+        try:
+            vectors = list(encoder.encode_images(images, batch_size=self._batch_size)) if images else []
+        except RarvisionError:
+            vectors = []
+            for image in images:  # one by one, so that only the culprit fails
+                try:
+                    vectors.append(encoder.encode_images([image])[0])
+                except RarvisionError as error:
+                    vectors.append(error)
+        encoded = iter(vectors)
+        return [next(encoded) if isinstance(item, _Loaded) else None for item in batch]
+
+    def _rank(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[Ranking | None]:
+        if self._ranker is None:
+            return [None] * len(items)
+        images = [item.image for item in items]
+        names = [[candidate.category for candidate in candidates] for candidates in found]
+        try:
+            return list(self._ranker.rank_batch(images, names))
+        except ChatError:
+            if not self._allow_fallback:
+                raise
+        return self._rank_one_by_one(self._ranker, images, names)
+
+    def _rank_one_by_one(
+        self, ranker: BaseRanker, images: Sequence[Image], names: Sequence[Sequence[str]]
+    ) -> list[Ranking | None]:
+        """After a batch failed: only what fails alone falls back, and a server that is down is not asked for ever."""
+        rankings: list[Ranking | None] = []
+        unavailable = 0
+        reason = ""
+        for image, candidates in zip(images, names, strict=True):
+            if unavailable < _GIVE_UP_AFTER:
+                try:
+                    rankings.append(ranker.rank(image, candidates))
+                except ChatError as error:
+                    unavailable = unavailable + 1 if isinstance(error, ChatUnavailableError) else 0
+                    reason = f"{type(error).__name__}: {error}"
+                else:
+                    unavailable = 0
+                    continue
+            order = tuple(range(len(candidates)))
+            rankings.append(Ranking(order=order, strategy=ranker.strategy, status="fallback", reason=reason))
+        return rankings
+
+    def _predict(
+        self,
+        source: str,
+        candidates: Sequence[Candidate],
+        ranking: Ranking | None,
+        *,
+        retrieval_ms: float,
+        ranking_ms: float,
+    ) -> Prediction:
+        retrieved = tuple(candidate.category for candidate in candidates)
+        merged, firsts = _merge(candidates)
+        similarities = [candidate.similarity for candidate in merged]
+        log_probs = prior_log_scores(similarities, self._calibration.prior_temperature)
+        if ranking is not None and ranking.status != "fallback":
+            places = {first: i for i, first in enumerate(firsts)}
+            order = [places[place] for place in ranking.order if place in places]
+            scores = None if ranking.log_scores is None else [ranking.log_scores[first] for first in firsts]
+            log_probs = mix(log_probs, ranker_log_scores(order, scores, self._calibration), self._weight)
+        unknown = unknown_probability(similarities, self._calibration)
+        probabilities = np.exp(log_probs) * (1.0 - unknown)
+        best_first = np.argsort(-log_probs, kind="stable")
+        ranked = tuple(
+            Candidate(
+                category=merged[i].category,
+                similarity=merged[i].similarity,
+                exemplars=merged[i].exemplars,
+                probability=float(probabilities[i]),
+            )
+            for i in best_first
+        )
+        return Prediction(
+            source=source,
+            label=ranked[0].category,
+            probability=float(probabilities[best_first[0]]),
+            candidates=ranked,
+            unknown_probability=unknown,
+            retrieved=retrieved,
+            ranking=ranking,
+            retrieval_ms=retrieval_ms,
+            ranking_ms=ranking_ms,
+        )
+
+
+def _retriever_settings(retriever: Retriever) -> dict[str, Any]:
+    return {
+        "k": retriever.k,
+        "source": retriever.source,
+        "aggregate": retriever.aggregate,
+        "neighbours": retriever.neighbours,
+        "distinct": retriever.distinct,
+        "text_weight": retriever.text_weight,
+        "prototype_weight": retriever.prototype_weight,
+        "sharpness": retriever.sharpness,
+    }
+
+
+def _merge(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[int]]:
+    """One candidate a category (the paper's mode repeats them), and the place where each first stands."""
+    groups: dict[str, list[int]] = {}
+    for place, candidate in enumerate(candidates):
+        groups.setdefault(candidate.category, []).append(place)
+    merged = [
+        Candidate(
+            category=category,
+            similarity=max(candidates[place].similarity for place in places),
+            exemplars=tuple(dict.fromkeys(i for place in places for i in candidates[place].exemplars)),
+        )
+        for category, places in groups.items()
+    ]
+    return merged, [places[0] for places in groups.values()]
