@@ -1,1 +1,175 @@
-"""Recognise what is in an image out of a vocabulary of any size, by retrieving and ranking."""
+"""Recognise what is in an image out of a vocabulary of any size, by retrieving and ranking.
+
+Images go into a memory, an image comes in, k candidate categories are retrieved, a multimodal LLM ranks them, a
+prediction comes out. The public names load on first use: importing rarvision loads neither torch nor faiss.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rarvision.calibration import Calibration
+    from rarvision.chat import (
+        Capabilities,
+        Chat,
+        ChatRequest,
+        Completion,
+        HTTPChat,
+        LocalChat,
+        Message,
+        open_chat,
+    )
+    from rarvision.datasets import (
+        CSVDataset,
+        Dataset,
+        FieldGuide,
+        ImageFolder,
+        Item,
+        JSONLDataset,
+        NameList,
+        open_dataset,
+    )
+    from rarvision.encoders import Encoder, TransformersEncoder, same_encoder
+    from rarvision.errors import RarvisionError
+    from rarvision.evaluate import Report, evaluate
+    from rarvision.images import iter_image_paths, load_image
+    from rarvision.index import ExactIndex, HNSWIndex, Index
+    from rarvision.memory import (
+        AddReport,
+        LocalMemory,
+        Memory,
+        import_faiss,
+    )
+    from rarvision.pipeline import RecognitionFailure, Recognizer
+    from rarvision.ranking import BaseRanker, Ranker
+    from rarvision.retrieval import Retriever, leave_one_out
+    from rarvision.types import (
+        Candidate,
+        Entry,
+        Neighbour,
+        Prediction,
+        Ranking,
+        Sample,
+    )
+
+__all__ = [
+    "AddReport",
+    "BaseRanker",
+    "CSVDataset",
+    "Calibration",
+    "Candidate",
+    "Capabilities",
+    "Chat",
+    "ChatRequest",
+    "Completion",
+    "Dataset",
+    "Encoder",
+    "Entry",
+    "ExactIndex",
+    "FieldGuide",
+    "HNSWIndex",
+    "HTTPChat",
+    "ImageFolder",
+    "Index",
+    "Item",
+    "JSONLDataset",
+    "LocalChat",
+    "LocalMemory",
+    "Memory",
+    "Message",
+    "NameList",
+    "Neighbour",
+    "Prediction",
+    "Ranker",
+    "Ranking",
+    "RarvisionError",
+    "RecognitionFailure",
+    "Recognizer",
+    "Report",
+    "Retriever",
+    "Sample",
+    "TransformersEncoder",
+    "evaluate",
+    "import_faiss",
+    "iter_image_paths",
+    "leave_one_out",
+    "load_image",
+    "open_chat",
+    "open_dataset",
+    "same_encoder",
+]
+
+_HOME = {
+    "Calibration": "calibration",
+    "Capabilities": "chat",
+    "Chat": "chat",
+    "ChatRequest": "chat",
+    "Completion": "chat",
+    "HTTPChat": "chat",
+    "LocalChat": "chat",
+    "Message": "chat",
+    "open_chat": "chat",
+    "CSVDataset": "datasets",
+    "Dataset": "datasets",
+    "FieldGuide": "datasets",
+    "ImageFolder": "datasets",
+    "Item": "datasets",
+    "JSONLDataset": "datasets",
+    "NameList": "datasets",
+    "open_dataset": "datasets",
+    "Encoder": "encoders",
+    "TransformersEncoder": "encoders",
+    "same_encoder": "encoders",
+    "RarvisionError": "errors",
+    "Report": "evaluate",
+    "evaluate": "evaluate",
+    "iter_image_paths": "images",
+    "load_image": "images",
+    "ExactIndex": "index",
+    "HNSWIndex": "index",
+    "Index": "index",
+    "AddReport": "memory",
+    "LocalMemory": "memory",
+    "Memory": "memory",
+    "import_faiss": "memory",
+    "RecognitionFailure": "pipeline",
+    "Recognizer": "pipeline",
+    "BaseRanker": "ranking",
+    "Ranker": "ranking",
+    "Retriever": "retrieval",
+    "leave_one_out": "retrieval",
+    "Candidate": "types",
+    "Entry": "types",
+    "Neighbour": "types",
+    "Prediction": "types",
+    "Ranking": "types",
+    "Sample": "types",
+}
+"""The module of each public name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps ``rarvision.evaluate`` the function: importing the module of that name would put itself in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,218 @@
+"""From what the command line names to encoders, memories and rankers."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from rarvision.errors import OptionError
+
+if TYPE_CHECKING:
+    from rarvision.chat import Chat
+    from rarvision.encoders import Encoder
+    from rarvision.memory import LocalMemory
+    from rarvision.pipeline import Recognizer
+    from rarvision.ranking import Ranker
+
+__all__ = [
+    "ENCODER_KEY",
+    "RankerOptions",
+    "bind_encoder",
+    "open_encoder",
+    "open_ranker",
+    "open_recognizer",
+    "set_max_pixels",
+]
+
+ENCODER_KEY = "encoder"
+"""Where a memory's metadata keep what ``--encoder`` said."""
+
+EMBEDDED = "embedded:"
+ENCODERS = ("clip-16", "clip-32")
+RANKERS = ("mllm",)
+
+
+def _embedded(spec: str, known: tuple[str, ...]) -> Path | None:
+    """The folder of ``embedded:NAME``, None where the spec names no embedded model."""
+    if not spec.startswith(EMBEDDED):
+        return None
+    name = spec.removeprefix(EMBEDDED)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3) or known[:1]
+        raise OptionError(f"no embedded model {name!r} here; did you mean {EMBEDDED}{near[0]}?")
+    from rarvision.embedded import weights_path
+
+    return weights_path(name)
+
+
+def _revision(spec: str) -> tuple[str, str | None]:
+    """``NAME@REVISION`` in its two parts; a folder that is there stays whole."""
+    name, at, revision = spec.rpartition("@")
+    return (spec, None) if not at or Path(spec).exists() else (name, revision)
+
+
+def open_encoder(spec: str, *, device: str = "auto") -> Encoder:
+    """Load an encoder by hub name, folder, or ``embedded:clip-16`` / ``embedded:clip-32``."""
+    folder = _embedded(spec, ENCODERS)
+    _quiet_transformers()
+    from rarvision.encoders import TransformersEncoder
+
+    if folder is not None:
+        return TransformersEncoder(folder, device=device)
+    name, revision = _revision(spec)
+    return TransformersEncoder(name, revision=revision, device=device)
+
+
+def bind_encoder(memory: LocalMemory, *, encoder: str | None = None, device: str = "auto") -> None:
+    """Load a memory's encoder: the one given, else an embedded one by its name, else what the memory remembers.
+
+    Raises:
+        EncoderMismatchError: The memory's vectors are another's.
+    """
+    if encoder is None:
+        remembered = memory.info().metadata.get(ENCODER_KEY)
+        if isinstance(remembered, str) and remembered.startswith(EMBEDDED):
+            encoder = remembered  # by name: the folder of an installed package moves
+        elif memory.encoder_name and device != "auto":
+            encoder = remembered if isinstance(remembered, str) else memory.encoder_name
+    if encoder is not None:
+        memory.bind(open_encoder(encoder, device=device))
+    else:
+        _quiet_transformers()
+        _ = memory.encoder  # loads it now, so that what is wrong with it shows before images are read
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerOptions:
+    """What the command line says about the ranker; see `rarvision.cli.options`."""
+
+    spec: str
+    strategy: str
+    constrained: bool = False
+    prompt: str | None = None
+    model: str | None = None
+    quantization: str | None = None
+    api_key: str | None = None
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.model is not None and not self.served:
+            raise OptionError(f"--ranker-model goes with the URL of a server; got --ranker {self.spec}")
+        if self.quantization is not None and self.served:
+            raise OptionError("--quantization goes with a local model; a server loads its own")
+
+    @property
+    def served(self) -> bool:
+        """Whether it is a server's."""
+        return self.spec.startswith(("http://", "https://"))
+
+
+def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int = 8) -> Ranker | None:
+    """Open a ranker by hub name, folder, URL, or ``embedded:mllm``; None for ``none``."""
+    if wanted.spec == "none":
+        return None
+    template = _prompt(wanted.prompt)
+    from rarvision.ranking import Ranker
+
+    return Ranker(
+        _open_chat(wanted, device=device, batch_size=batch_size),
+        strategy=cast("Any", wanted.strategy),
+        constrained=wanted.constrained,
+        prompt=template,
+    )
+
+
+def _open_chat(wanted: RankerOptions, *, device: str, batch_size: int) -> Chat:
+    if wanted.served:
+        from rarvision.chat import open_chat
+
+        named = {"model": wanted.model} if wanted.model else {}
+        return open_chat(wanted.spec, api_key=wanted.api_key, timeout_s=wanted.timeout_s, **named)
+    folder = _embedded(wanted.spec, RANKERS)
+    _quiet_transformers()
+    from rarvision.chat import LocalChat
+
+    name, revision = (folder, None) if folder is not None else _revision(wanted.spec)
+    return LocalChat(
+        name, revision=revision, device=device, batch_size=batch_size, quantization=cast("Any", wanted.quantization)
+    )
+
+
+def _prompt(given: str | None) -> str | None:
+    """A prompt's name as it is; the text of a file."""
+    from rarvision.ranking.prompts import RANKING_PROMPTS
+
+    if given is None or given in RANKING_PROMPTS:
+        return given
+    path = Path(given)
+    if not path.is_file():
+        raise OptionError(f"--prompt must be one of {', '.join(RANKING_PROMPTS)}, or a text file; got {given!r}")
+    return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def open_recognizer(
+    memory: Path,
+    *,
+    encoder: str | None,
+    ranker: RankerOptions,
+    k: int,
+    retrieval: str,
+    aggregate: str,
+    distinct: bool,
+    ranker_weight: str,
+    allow_fallback: bool,
+    batch_size: int,
+    device: str,
+) -> Iterator[Recognizer]:
+    """Open the whole path on a memory's folder; closed at the end."""
+    from rarvision.memory import LocalMemory
+    from rarvision.pipeline import Recognizer
+    from rarvision.retrieval import Retriever
+
+    with ExitStack() as stack:
+        store = stack.enter_context(LocalMemory.open(memory))
+        bind_encoder(store, encoder=encoder, device=device)
+        ranks = open_ranker(ranker, device=device, batch_size=batch_size)
+        if ranks is not None:
+            stack.callback(ranks.chat.close)
+        yield Recognizer(
+            store,
+            ranker=ranks,
+            retriever=Retriever(
+                store, k=k, source=cast("Any", retrieval), aggregate=cast("Any", aggregate), distinct=distinct
+            ),
+            allow_fallback=allow_fallback,
+            batch_size=batch_size,
+            ranker_weight=_weight(ranker_weight),
+        )
+
+
+def _weight(text: str) -> float | Literal["replace"]:
+    if text == "replace":
+        return "replace"
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"--ranker-weight must be a number or replace, got {text!r}") from None
+
+
+def set_max_pixels(limit: int | None) -> None:
+    """Apply ``--max-pixels`` to every image that this process reads."""
+    if limit is not None:
+        os.environ["RARVISION_MAX_PIXELS"] = str(limit)
+
+
+def _quiet_transformers() -> None:
+    """Keep transformers' progress bars and advice off the person's terminal; what matters comes as an error."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,225 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Aggregate",
+    "AggregateOption",
+    "AllowFallbackOption",
+    "ApiKeyOption",
+    "BatchSizeOption",
+    "ConstrainedOption",
+    "DeviceOption",
+    "EncoderOption",
+    "JsonOption",
+    "KOption",
+    "MaxPixelsOption",
+    "MemoryArgument",
+    "MemoryOption",
+    "Modality",
+    "NewEncoderOption",
+    "OutputOption",
+    "PromptOption",
+    "Quantization",
+    "QuantizationOption",
+    "QuietOption",
+    "RankerModelOption",
+    "RankerOption",
+    "RankerWeightOption",
+    "RepeatsOption",
+    "ResumeOption",
+    "RetrievalSource",
+    "RetrievalSourceOption",
+    "Strategy",
+    "StrategyOption",
+    "TimeoutOption",
+]
+
+
+class Strategy(StrEnum):
+    """How the MLLM is asked to rank."""
+
+    AUTO = "auto"
+    GENERATE = "generate"
+    CHOICE = "choice"
+    LIKELIHOOD = "likelihood"
+    POINTWISE = "pointwise"
+
+
+class RetrievalSource(StrEnum):
+    """Which of the memory's entries are searched."""
+
+    FUSED = "fused"
+    IMAGE = "image"
+    TEXT = "text"
+
+
+class Aggregate(StrEnum):
+    """How neighbours become a category's score."""
+
+    BLEND = "blend"
+    NEAREST = "nearest"
+    SUM = "sum"
+    VOTE = "vote"
+    PROTOTYPE = "prototype"
+
+
+class Quantization(StrEnum):
+    """Bits of a local MLLM's weights."""
+
+    FOUR_BIT = "4bit"
+    EIGHT_BIT = "8bit"
+
+
+class Modality(StrEnum):
+    """Kinds of entries."""
+
+    IMAGE = "image"
+    TEXT = "text"
+
+
+MemoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The memory's folder.")]
+MemoryOption = Annotated[Path, typer.Option("--memory", "-m", metavar="DIR", help="The memory's folder.")]
+_ENCODERS = "MODEL|FOLDER|embedded:clip-16|embedded:clip-32"
+NewEncoderOption = Annotated[
+    str,
+    typer.Option(
+        "--encoder",
+        "-e",
+        metavar=_ENCODERS,
+        help="CLIP or SigLIP model: a hub name (NAME@REVISION pins it), a folder, or one that comes with rarvision.",
+    ),
+]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        "-e",
+        metavar=_ENCODERS,
+        help="Where the memory's encoder is now.",
+        show_default="as the memory remembers",
+    ),
+]
+RankerOption = Annotated[
+    str,
+    typer.Option(
+        "--ranker",
+        "-r",
+        metavar="MODEL|FOLDER|URL|embedded:mllm|none",
+        help="Multimodal LLM that ranks the candidates: a hub name, a folder, the URL of an OpenAI-compatible "
+        "server (http://host:8000/v1), the one that comes with rarvision, or none: retrieval alone. "
+        "NAME@REVISION pins a hub model.",
+    ),
+]
+RankerModelOption = Annotated[
+    str | None, typer.Option("--ranker-model", metavar="NAME", help="The model's name on the server of --ranker URL.")
+]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="RARVISION_API_KEY",
+        metavar="KEY",
+        help="Key for the server of --ranker URL; better given by the environment variable.",
+        show_default=False,
+    ),
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Patience for one answer of the server.")
+]
+StrategyOption = Annotated[
+    Strategy,
+    typer.Option(
+        "--strategy",
+        "-s",
+        help="generate: the model writes the list (the paper's way); choice: one letter, one forward pass; likelihood: "
+        "how probable each name is as the answer; pointwise: yes or no, name by name; auto: the first of likelihood, "
+        "choice, generate that the model serves.",
+    ),
+]
+ConstrainedOption = Annotated[
+    bool, typer.Option("--constrained", help="With generate: confine the answer to a permutation of the candidates.")
+]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        metavar="NAME|FILE",
+        help="paper, in-context, long, or a text file with the field {categories} (choice: {options}; "
+        "pointwise: {category}).",
+        show_default="paper",
+    ),
+]
+KOption = Annotated[int, typer.Option("--k", "-k", min=1, help="Candidates that are retrieved and ranked.")]
+QuantizationOption = Annotated[
+    Quantization | None,
+    typer.Option("--quantization", help="Load a local --ranker in fewer bits; needs rarvision[quantized] and a GPU."),
+]
+RankerWeightOption = Annotated[
+    str,
+    typer.Option(
+        "--ranker-weight",
+        metavar="W|replace",
+        help="Weight of the ranker's log-scores beside retrieval's prior; 0 ignores the ranker, replace ignores the "
+        "prior, as the paper does.",
+    ),
+]
+RetrievalSourceOption = Annotated[
+    RetrievalSource,
+    typer.Option("--retrieval", help="Search the memory's images, its names, or both as far as it holds both."),
+]
+AggregateOption = Annotated[
+    Aggregate,
+    typer.Option(
+        "--aggregate",
+        help="How a category's images make its score: the nearest, their mean (prototype), both (blend), a vote, or a "
+        "soft sum.",
+    ),
+]
+RepeatsOption = Annotated[
+    bool,
+    typer.Option(
+        "--repeats",
+        help="Candidates are the categories of the k nearest entries, with repeats, as in the paper's code; goes with "
+        "--retrieval image or text and --aggregate nearest.",
+    ),
+]
+AllowFallbackOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-fallback",
+        help="Where the ranker gives no answer at all, keep retrieval's order and say so in the result.",
+    ),
+]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images that travel together.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where local models run; cuda:1 chooses one GPU.")
+]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        metavar="N",
+        envvar="RARVISION_MAX_PIXELS",
+        help="Refuse larger images (width times height), before decoding them.",
+        show_default="100000000",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write JSON lines as they come; given again, goes on."),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on with an existing --output FILE, or start it anew.")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress on standard error (there is none where it is no terminal).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Standard output holds JSON and nothing else.")]

@@ -1,0 +1,208 @@
+"""What commands write: JSON lines, CSV, tables for people, progress, and files that a second run goes on with."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import typer
+
+from rarvision.errors import InputError
+
+__all__ = ["Bar", "CsvFile", "ResultFile", "echo_json", "print_table", "printable", "progress", "say", "to_json"]
+
+
+def to_json(record: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """A JSON object as text, readable where it can be, ASCII where a file name is not Unicode."""
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record, allow_nan=False, indent=indent)
+    return text
+
+
+def echo_json(record: Mapping[str, Any]) -> None:
+    """Write one JSON object as a line of UTF-8 to standard output."""
+    typer.echo(to_json(record).encode() + b"\n", nl=False)
+
+
+def say(message: str) -> None:
+    """Tell the person something, on standard error."""
+    typer.echo(printable(message), err=True)
+
+
+def printable(text: str) -> str:
+    """Escape line breaks and control characters, which names and paths may hold, for a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+    """Print a table on standard output; columns whose values look like numbers are set to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    filled = [[printable(value) for value in row] for row in rows]
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        numeric = bool(filled) and all(row[number][:1].isdigit() or row[number][:1] in ("-", "") for row in filled)
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in filled:
+        table.add_row(*map(Text, row))
+    terminal = sys.stdout.isatty()
+    Console(file=sys.stdout, width=None if terminal else 160, highlight=False).print(table)
+
+
+class Bar:
+    """How far a command is; does nothing by itself."""
+
+    def __init__(self, show: Callable[[int], None] = lambda _done: None) -> None:
+        self._show = show
+        self.done = 0
+
+    def to(self, done: int) -> None:
+        """So many are done now."""
+        self.done = done
+        self._show(done)
+
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.to(self.done + count)
+
+
+@contextmanager
+def progress(label: str, *, total: int | None, quiet: bool, unit: str = "images") -> Iterator[Bar]:
+    """Show a bar with count, rate and time left on standard error while the body runs; nothing where it is no terminal.
+
+    Yields:
+        What the body tells its progress to.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield Bar()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, rate="")
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:,.1f} {unit}/s" if speed else "")
+
+        yield Bar(show)
+
+
+class ResultFile:
+    """JSON lines that a second run of the same command goes on with.
+
+    Every line carries ``run``, a hash of the settings: a file of other settings is refused rather than mixed. Lines
+    with an ``error``, and a last line that a crash cut off, are taken out and done again.
+    """
+
+    def __init__(self, path: Path, *, settings: Mapping[str, Any], resume: bool = True) -> None:
+        self.path = path
+        self.run = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        self.done: dict[str, dict[str, Any]] = {}
+        kept = self._read() if resume and path.exists() else []
+        self._rewrite(kept)
+        self._file = path.open("a", encoding="utf-8")
+
+    def _read(self) -> list[str]:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path}: not a result file of rarvision; choose another --output") from error
+        kept: list[str] = []
+        lines = text.split("\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                source, run = record["source"], record["run"]
+            except (json.JSONDecodeError, TypeError, KeyError) as error:
+                if number == len(lines):  # cut off in the middle: it has no line break after it
+                    continue
+                raise InputError(
+                    f"{self.path}, line {number}: not a result of rarvision; choose another --output"
+                ) from error
+            if run != self.run:
+                raise InputError(
+                    f"{self.path}, line {number}: written with other settings or another memory; "
+                    "give the same ones, choose another --output, or start it anew with --no-resume"
+                )
+            if "error" not in record:
+                kept.append(line)
+                self.done[source] = record
+        return kept
+
+    def _rewrite(self, lines: Sequence[str]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_name(self.path.name + ".part")
+        fresh.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        fresh.replace(self.path)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one result, at once."""
+        self._file.write(to_json({**record, "run": self.run}) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class CsvFile:
+    """A CSV file whose rows are on disk as soon as they are written."""
+
+    def __init__(self, path: Path, *, columns: Sequence[str]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self._writer = csv.DictWriter(self._file, fieldnames=columns, restval="")
+        self._writer.writeheader()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row; missing columns stay empty."""
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

@@ -1,0 +1,266 @@
+"""``rarvision recognize``: images in, one result an image out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rarvision.cli import models, options
+from rarvision.cli.output import Bar, CsvFile, ResultFile, echo_json, print_table, printable, progress, say
+from rarvision.errors import OptionError
+
+if TYPE_CHECKING:
+    from rarvision.pipeline import RecognitionFailure
+    from rarvision.types import Prediction, Sample
+
+__all__ = ["recognize", "record_of"]
+
+SOME_FAILED = 1
+
+
+def recognize(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...", help="Files, folders (with their subfolders), globs; - reads a list on standard input."
+        ),
+    ],
+    *,
+    memory: options.MemoryOption,
+    ranker: options.RankerOption = "none",
+    k: options.KOption = 5,
+    strategy: options.StrategyOption = options.Strategy.AUTO,
+    constrained: options.ConstrainedOption = False,
+    prompt: options.PromptOption = None,
+    ranker_weight: options.RankerWeightOption = "1",
+    retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED,
+    aggregate: options.AggregateOption = options.Aggregate.BLEND,
+    repeats: options.RepeatsOption = False,
+    allow_fallback: options.AllowFallbackOption = False,
+    quantization: options.QuantizationOption = None,
+    ranker_model: options.RankerModelOption = None,
+    api_key: options.ApiKeyOption = None,
+    timeout: options.TimeoutOption = 60.0,
+    encoder: options.EncoderOption = None,
+    batch_size: options.BatchSizeOption = 8,
+    device: options.DeviceOption = "auto",
+    max_pixels: options.MaxPixelsOption = None,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="The list on standard input is separated by NUL, not by lines.")
+    ] = False,
+    output: options.OutputOption = None,
+    resume: options.ResumeOption = True,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV table.")] = None,
+    quiet: options.QuietOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Recognise images: the memory proposes categories, the ranker chooses.
+
+    A bad image is reported and never stops the others; the exit code is then 1. With --output FILE every result is
+    written at once as a line of JSON, and the same command given again goes on where it stopped.
+
+    \b
+    Examples:
+      rarvision recognize cat.jpg --memory pets.memory
+      rarvision recognize photos/ --memory pets.memory --ranker http://localhost:8000/v1 --json
+      rarvision recognize 'photos/**/*.jpg' -m pets.memory -r llava-hf/llava-1.5-7b-hf --strategy choice
+      find . -name '*.jpg' -print0 | rarvision recognize - -0 -m pets.memory --output results.jsonl
+
+    \b
+    --json prints one object a line:
+      source, label, probability, unknown_probability, candidates [category, similarity, probability],
+      ranking {strategy, status, reason, raw}, retrieval_ms, ranking_ms      or: source, error
+      (ranking.status is ranked, repaired or fallback; null where no ranker was asked)
+    """
+    models.set_max_pixels(max_pixels)
+    listed = "-" in images
+    if listed and sys.stdin.isatty():
+        raise OptionError("- reads a list of images on standard input, which is a terminal; pipe one in")
+    paths: Iterator[Path] = _paths(images, null=null)
+    total = None
+    if not listed:
+        known = list(paths)
+        total, paths = len(known), iter(known)
+    opened = models.open_recognizer(
+        memory,
+        encoder=encoder,
+        ranker=models.RankerOptions(
+            spec=ranker,
+            strategy=strategy.value,
+            constrained=constrained,
+            prompt=prompt,
+            model=ranker_model,
+            quantization=quantization.value if quantization else None,
+            api_key=api_key,
+            timeout_s=timeout,
+        ),
+        k=k,
+        retrieval=retrieval.value,
+        aggregate=aggregate.value,
+        distinct=not repeats,
+        ranker_weight=ranker_weight,
+        allow_fallback=allow_fallback,
+        batch_size=batch_size,
+        device=device,
+    )
+    with ExitStack() as stack:
+        recognizer = stack.enter_context(opened)
+        results = (
+            stack.enter_context(ResultFile(output, settings=recognizer.settings, resume=resume)) if output else None
+        )
+        table = stack.enter_context(CsvFile(csv, columns=_columns(k))) if csv else None
+        done = dict(results.done) if results else {}
+        if done:
+            say(f"{output}: going on after {len(done):,} results that are there")
+        bar = stack.enter_context(progress("Recognising", total=total, quiet=quiet))
+        sinks = _Sinks(results=results, table=table, json=json, alone=total == 1)
+        for record in done.values():
+            sinks.tabulate(record)
+        for outcome in recognizer.iter_recognize(_samples(paths, skip=set(done) if results else None, bar=bar)):
+            sinks.take(record_of(outcome))
+            bar.advance()
+    if sinks.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+class _Sinks:
+    """Where results go, each at once."""
+
+    def __init__(self, *, results: ResultFile | None, table: CsvFile | None, json: bool, alone: bool) -> None:
+        self._results = results
+        self._table = table
+        self._json = json
+        self._alone = alone
+        self.failed = 0
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Write one result everywhere."""
+        if self._results:
+            self._results.append(record)
+        self.tabulate(record)
+        if self._json:
+            echo_json(record)
+        elif "error" not in record:
+            _show(record, alone=self._alone)
+        if "error" in record:
+            self.failed += 1
+            say(_complaint(record))
+
+    def tabulate(self, record: Mapping[str, Any]) -> None:
+        """Write one result to the CSV table alone."""
+        if self._table:
+            self._table.append(_row(record))
+
+
+def _samples(paths: Iterable[Path], *, skip: set[str] | None, bar: Bar) -> Iterator[Sample]:
+    """Samples of paths; with ``skip``, each source once, and none of those in it."""
+    from rarvision.types import Sample
+
+    for path in paths:
+        source = str(path)
+        if skip is not None:
+            if source in skip:
+                bar.advance()
+                continue
+            skip.add(source)
+        yield Sample(source=source, image=path)
+
+
+def _paths(given: list[str], *, null: bool) -> Iterator[Path]:
+    from rarvision.images import iter_image_paths
+
+    for item in given:
+        if item == "-":
+            yield from iter_image_paths(_listed(null=null))
+        else:
+            yield from iter_image_paths([item])
+
+
+def _listed(*, null: bool) -> Iterator[str]:
+    if null:
+        yield from (name for name in sys.stdin.read().split("\0") if name)
+    else:
+        for line in sys.stdin:
+            name = line.rstrip("\r\n")
+            if name:
+                yield name
+
+
+def record_of(outcome: Prediction | RecognitionFailure) -> dict[str, Any]:
+    """The documented JSON object of a result."""
+    from rarvision.types import Prediction
+
+    if not isinstance(outcome, Prediction):
+        return {"source": outcome.source, "error": str(outcome.error)}
+    ranking = outcome.ranking
+    return {
+        "source": outcome.source,
+        "label": outcome.label,
+        "probability": _rounded(outcome.probability),
+        "unknown_probability": _rounded(outcome.unknown_probability),
+        "candidates": [
+            {
+                "category": candidate.category,
+                "similarity": _rounded(candidate.similarity),
+                "probability": None if candidate.probability is None else _rounded(candidate.probability),
+            }
+            for candidate in outcome.candidates
+        ],
+        "ranking": {
+            "strategy": ranking.strategy if ranking else None,
+            "status": ranking.status if ranking else None,
+            "reason": ranking.reason if ranking else None,
+            "raw": ranking.raw if ranking else None,
+        },
+        "retrieval_ms": round(outcome.retrieval_ms, 3),
+        "ranking_ms": round(outcome.ranking_ms, 3),
+    }
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6)
+
+
+def _columns(k: int) -> list[str]:
+    each = [f"{field}_{number}" for number in range(1, k + 1) for field in ("candidate", "similarity", "probability")]
+    return ["source", "label", "probability", "unknown_probability", "status", "reason", "error", *each]
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    if "error" in record:
+        return {"source": record["source"], "error": record["error"]}
+    row = {key: record[key] for key in ("source", "label", "probability", "unknown_probability")}
+    row |= {key: record["ranking"][key] for key in ("status", "reason")}
+    for number, candidate in enumerate(record["candidates"], start=1):
+        row[f"candidate_{number}"] = candidate["category"]
+        row[f"similarity_{number}"] = candidate["similarity"]
+        row[f"probability_{number}"] = candidate["probability"]
+    return row
+
+
+def _complaint(record: Mapping[str, Any]) -> str:
+    source, error = str(record["source"]), str(record["error"])
+    return error if source in error else f"{source}: {error}"
+
+
+def _show(record: Mapping[str, Any], *, alone: bool) -> None:
+    """For a person: a table for one image, a line each for several."""
+    status = record["ranking"]["status"]
+    note = "" if status in (None, "ranked") else f"  ({status}: {record['ranking']['reason']})"
+    if alone:
+        rows = [(c["category"], _percent(c["probability"]), f"{c['similarity']:.3f}") for c in record["candidates"]]
+        rows.append(("none of these", _percent(record["unknown_probability"]), ""))
+        print_table(("category", "probability", "similarity"), rows, title=record["source"] + note)
+        return
+    others = ", ".join(f"{c['category']} {_percent(c['probability'])}" for c in record["candidates"][1:3])
+    line = f"{record['source']}: {record['label']} {_percent(record['probability'])}"
+    typer.echo(printable(line + (f"   ({others})" if others else "") + note))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
