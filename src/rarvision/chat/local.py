@@ -312,10 +312,11 @@ class LocalChat(Chat):
         cut = [ids[: shared + 1] for ids in encoded]
         seen: dict[tuple[int, ...], str] = {}
         for option, ids in zip(options, cut, strict=True):
-            clash = seen.setdefault(tuple(ids), option)
-            if clash is not option or len(ids) <= shared:
+            if tuple(ids) in seen or len(ids) <= shared:
+                other = seen.get(tuple(ids)) or next(text for text in options if text != option)
                 raise OptionError(
-                    f"options must differ in their first token: {clash!r} and {option!r} begin alike for {self.name}; "
+                    f"options must differ in their first token: {other!r} and {option!r} begin alike for {self.name}; "
                     f"use letters, or the strategy 'likelihood', which reads whole texts"
                 )
+            seen[tuple(ids)] = option
         return cut
