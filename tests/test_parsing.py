@@ -326,10 +326,11 @@ def test_what_is_named_keeps_its_order(data, kept):
     "unit",
     ["[", "'", "a ", "'x ", "['tulip', ", "tulip ", "tulipx, ", "1. ", "<think>", '{"a": ', "\\",
      ", ", "tulpi, ", " ",
-     "虎", "tulip [", "answer: ", "- ", "a_", "['", "x'y, "],
+     "虎", "tulip [", "answer: ", "- ", "a_", "['", "x'y, ",
+     "tulip: x, "],
 )  # fmt: skip
 def test_long_answers_take_linear_time(unit):
-    answer = unit * (100_000 // len(unit))
+    answer = "rose - " + unit * (100_000 // len(unit))
     started = time.process_time()
     read(answer, [*ABC, *NASTY])
     assert time.process_time() - started < 8.0

@@ -13,6 +13,7 @@ from rarvision.calibration import Calibration, unknown_probability
 from rarvision.errors import (
     ChatProtocolError,
     ChatUnavailableError,
+    ChatUnsupportedError,
     EncoderError,
     ImageError,
     ImageTooLargeError,
@@ -187,6 +188,12 @@ def test_chat_errors_are_raised_unless_allowed(memory):
     ranker = ScriptedRanker(failing=["red"])
     with pytest.raises(ChatProtocolError, match="tired"):
         Recognizer(memory, ranker=ranker).recognize(picture("red"))
+
+
+def test_what_the_chat_does_not_serve_is_raised_even_so(memory):
+    ranker = ScriptedRanker(failing=["red"], error=ChatUnsupportedError)
+    with pytest.raises(ChatUnsupportedError):
+        Recognizer(memory, ranker=ranker, allow_fallback=True).recognize(picture("red"))
 
 
 def test_fallback_degrades_only_what_fails(memory):

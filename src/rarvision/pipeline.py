@@ -26,6 +26,7 @@ from rarvision.encoders import ordered_map
 from rarvision.errors import (
     ChatError,
     ChatUnavailableError,
+    ChatUnsupportedError,
     ImageError,
     InputError,
     MemoryEmptyError,
@@ -83,7 +84,8 @@ class Recognizer:
             the ranker alone.
         calibration: The parameters of the mix and of "not retrieved".
         allow_fallback: What to do where the MLLM cannot answer: raise (False), or predict from retrieval and say so
-            in the prediction's ``ranking.status`` and ``reason`` (True).
+            in the prediction's ``ranking.status`` and ``reason`` (True). A strategy that the MLLM does not serve is
+            raised either way.
         batch_size: Images that are encoded and ranked together.
 
     Raises:
@@ -277,8 +279,8 @@ class Recognizer:
         names = [[candidate.category for candidate in candidates] for candidates in found]
         try:
             return list(self._ranker.rank_batch(images, names))
-        except ChatError:
-            if not self._allow_fallback:
+        except ChatError as error:
+            if not self._allow_fallback or isinstance(error, ChatUnsupportedError):
                 raise
         return self._rank_one_by_one(self._ranker, images, names)
 
@@ -293,6 +295,8 @@ class Recognizer:
             if unavailable < _GIVE_UP_AFTER:
                 try:
                     rankings.append(ranker.rank(image, candidates))
+                except ChatUnsupportedError:
+                    raise
                 except ChatError as error:
                     unavailable = unavailable + 1 if isinstance(error, ChatUnavailableError) else 0
                     reason = f"{type(error).__name__}: {error}"

@@ -305,13 +305,15 @@ def _split(
     """Items from ``start`` on, to the bracket that closes or to the end, and where that is."""
     items: list[_Item] = []
     position, depth, length = start, 1, len(text)
-    annotated = -1  # where the last name that is followed by a remark ends
+    remark_end = -1  # where the line ends on which the last name is followed by a remark
     while position < length:
         match = _match_item(text, text_units, position, vocabulary)
         if match is not None:
             items.append(_Item(match[0], text[position : match[1]], certain=match[2]))
             position = match[1]
-            annotated = position if _ANNOTATION.match(text, position) else -1
+            remark_end = -1
+            if _ANNOTATION.match(text, position):
+                remark_end = end_of_line if (end_of_line := text.find("\n", position)) >= 0 else length
             while position < length and text[position] in SINGLE_QUOTES + DOUBLE_QUOTES:
                 position += 1
             continue
@@ -329,9 +331,7 @@ def _split(
             position = decoration.end() if decoration is not None else position + 1
             continue
         end = _item_end(text, position)
-        remark = annotated >= 0 and "\n" not in text[annotated:position]
-        annotated = annotated if remark else -1
-        items.append(_other(text, position, end, bracketed=bracketed, remark=remark))
+        items.append(_other(text, position, end, bracketed=bracketed, remark=position < remark_end))
         position = end
     return items, length
 
