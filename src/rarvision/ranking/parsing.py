@@ -42,9 +42,10 @@ _THINKING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNOREC
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<(?:eos|bos|end_of_turn)>")
 _ANSWER_MARK = re.compile(r"\b(?:final )?(?:answer|ranking)(?: is)?\s{0,3}[:：]", re.IGNORECASE)  # noqa: RUF001
 _DECORATION = re.compile(
-    rf"[\s{_QUOTES}*_#>\-–—•·●◦‣▪|,;.({{\[→⇒、，；]"  # noqa: RUF001
+    rf"[\s{_QUOTES}*_#<>\-–—•·●◦‣▪|,;.({{\[→⇒、，；]"  # noqa: RUF001
     r"|\(?\d{1,4}[.):\]](?!\d)|\(?[A-Za-z][.):\]](?=\s)"
     r"|(?:the|an?|and|then|or)\s(?=\S)"
+    r"|(?:first|second|third|fourth|fifth|next|last|final)(?:ly)?[,:]?\s"
     r"|[A-Za-z][\w \-]{0,30}[:：]\s",  # noqa: RUF001
     re.IGNORECASE,
 )
