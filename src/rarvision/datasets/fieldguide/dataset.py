@@ -152,6 +152,12 @@ class FieldGuide(Dataset):
         numbers = _shift((turns // count).astype(np.uint64), seed) | _QUERY_BIT
         return self._with(order[turns % count], numbers, "queries")
 
+    def at_size(self, size: int) -> FieldGuide:
+        """The same images with another number of pixels a side: the same scenes, drawn finer or coarser."""
+        other = self._with(self._rows, self._numbers, self.role)
+        other.size = size
+        return other
+
     @staticmethod
     def vocabulary(n: int, *, seed: int = 0) -> Iterator[str]:
         """Generate n distinct names of never-trained categories over all domains: see `vocabulary`."""

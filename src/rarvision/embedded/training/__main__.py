@@ -11,10 +11,11 @@ import torch
 from transformers import CLIPModel
 
 from rarvision.datasets.fieldguide import DOMAINS, sample_vocabulary
-from rarvision.embedded.training.clip import clip_tokenizer, train_clip
+from rarvision.embedded.training.clip import train_clip
 from rarvision.embedded.training.config import Schedule
 from rarvision.embedded.training.images import DomainImages, draw_domain, normalised, resized, split_codes
 from rarvision.embedded.training.mllm import Retrieved, train_mllm
+from rarvision.embedded.training.tokenizers import clip_tokenizer
 from rarvision.embedded.training.tower import patch_features, train_tower
 
 log = logging.getLogger("rarvision.embedded.training")
@@ -99,20 +100,21 @@ def main() -> None:
     out, device = options.out, options.device
     stages = ["images", "clip-16", "clip-32", "tower", "mllm"]
     last = stages.index(options.until)
+    rest = {"schedule": schedule, "out": out, "device": device}
 
     data = training_images(schedule, out)
     validation = validation_images(schedule, out)
     if last >= 1:
-        train_clip("clip-16", schedule.clip16, schedule.clip16_images, data, schedule, out, device)
+        train_clip("clip-16", data, size=schedule.clip16, images_seen=schedule.clip16_images, **rest)
     if last >= 2:
-        train_clip("clip-32", schedule.clip32, schedule.clip32_images, data, schedule, out, device)
+        train_clip("clip-32", data, size=schedule.clip32, images_seen=schedule.clip32_images, **rest)
     if last >= 3:
         tower = train_tower(data, [images for images, _ in validation], schedule, out, device)
     if last >= 4:
         features = [patch_features(tower, d, device) for d in data]
         checks = [(images, patch_features(tower, images, device), groups) for images, groups in validation]
         retrieved = retrieved_candidates(out / "clip-16", data, schedule, device)
-        train_mllm(data, features, checks, retrieved, tower, schedule, out, device)
+        train_mllm(data, features, checks, retrieved=retrieved, tower=tower, **rest)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,14 @@ def _model(size: ViTSize, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def train_clip(
-    name: str, size: ViTSize, images_seen: int, data: list[DomainImages], schedule: Schedule, out: Path, device: str
+    name: str,
+    data: list[DomainImages],
+    *,
+    size: ViTSize,
+    images_seen: int,
+    schedule: Schedule,
+    out: Path,
+    device: str,
 ) -> None:
     """Train one CLIP and save it as a Hugging Face folder ``out/name``.
 
@@ -76,6 +83,7 @@ def train_clip(
     model = _model(size, tokenizer).to(device).train()
     pixels = [resized(np.asarray(d.pixels), size.image) for d in data]
     names = [DOMAINS[d.domain].codes_to_names(d.codes) for d in data]
+    weights = np.asarray(schedule.clip_domain_weights) / sum(schedule.clip_domain_weights)
     steps = max(1, images_seen // schedule.clip_batch)
     optimisers = Optimisers(
         model.named_parameters(),
@@ -85,7 +93,7 @@ def train_clip(
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng([schedule.seed, step])
-        which = step % len(data)
+        which = int(rng.choice(len(data), p=weights))
         rows = np.sort(rng.choice(len(pixels[which]), schedule.clip_batch, replace=len(pixels[which]) < 1000))
         template = TEXT_TEMPLATES[int(rng.integers(len(TEXT_TEMPLATES)))]
         tokens = tokenizer(
@@ -96,7 +104,7 @@ def train_clip(
         # two images of one category are no negatives of each other
         codes = torch.from_numpy(data[which].codes[rows]).to(device)
         same = (codes[:, None] == codes[None]).all(-1)
-        same.fill_diagonal_(False)  # noqa: FBT003
+        same.fill_diagonal_(False)
         logits = output.logits_per_image.masked_fill(same, -1e4)
         target = torch.arange(len(rows), device=device)
         loss = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2

@@ -30,10 +30,11 @@ class Schedule:
     images_per_domain: int = 40_000
     validation_images_per_domain: int = 2_000
     clip_batch: int = 128
-    clip16_images: int = 100_000
-    clip32_images: int = 150_000
+    clip16_images: int = 38_000
+    clip32_images: int = 60_000
     tower_batch: int = 128
-    tower_images: int = 400_000
+    tower_images: int = 220_000
+    clip_domain_weights: tuple[float, ...] = (4, 2, 8, 4, 4)
     mllm_batch: int = 32
     mllm_caption_steps: int = 400
     mllm_steps: int = 6_000
@@ -42,11 +43,11 @@ class Schedule:
     clip32: ViTSize = ViTSize(image=32, patch=4)
     tower: ViTSize = ViTSize(image=48, patch=8)
     lm_width: int = 128
-    lm_layers: int = 6
+    lm_layers: int = 5
     lm_heads: int = 4
     lm_mlp: int = 384
-    word_probe_layer: int = 3
-    candidate_probe_layer: int = 4
+    word_probe_layer: int = 2
+    candidate_probe_layer: int = 3
 
     def scaled(self, factor: float) -> Schedule:
         """The same with every amount of data and steps multiplied; for a dry run."""

@@ -163,7 +163,9 @@ class Candidates:
 
     def __init__(self, domain: str) -> None:
         self.sizes = [len(a.words) for a in DOMAINS[domain].attributes]
-        grid = np.stack(np.meshgrid(*[np.arange(s) for s in self.sizes], indexing="ij"), -1).reshape(-1, len(self.sizes))
+        grid = np.stack(np.meshgrid(*[np.arange(s) for s in self.sizes], indexing="ij"), -1).reshape(
+            -1, len(self.sizes)
+        )
         train = grid[split_of(domain, grid) == 0]
         self.pool = [tuple(row) for row in train.tolist()]
         self.allowed = set(self.pool)
@@ -177,7 +179,7 @@ class Candidates:
         return tuple(changed)
 
     def cluster(self, truth: tuple[int, ...], k: int, rng: random.Random) -> list[tuple[int, ...]]:
-        """k distinct training categories around one centre, the truth among them, in random order."""
+        """Draw k distinct training categories around one centre, the truth among them, in random order."""
         centre = self.varied(truth, rng) if rng.random() < 0.8 else truth
         found = {truth}
         while len(found) < k:
@@ -189,7 +191,7 @@ class Candidates:
         return listed
 
     def anywhere(self, truth: tuple[int, ...], k: int, rng: random.Random) -> list[tuple[int, ...]]:
-        """k distinct training categories of all kinds, the truth among them."""
+        """Draw k distinct training categories of all kinds, the truth among them."""
         found = {truth}
         while len(found) < k:
             found.add(rng.choice(self.pool))

@@ -1,4 +1,4 @@
-"""The training images: drawn once, kept as arrays on disk, read by memory map."""
+"""The training images: drawn once, kept as arrays on disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def draw_domain(
         np.save(code_file, codes)
         done.touch()
         log.info("drew %d images of %s (%s)", n, domain, name)
-    return DomainImages(domain=domain, pixels=np.load(pixel_file, mmap_mode="r"), codes=np.load(code_file))
+    return DomainImages(domain=domain, pixels=np.load(pixel_file), codes=np.load(code_file))
 
 
 def resized(pixels: UInt8[np.ndarray, "n h w 3"], size: int) -> UInt8[np.ndarray, "n size size 3"]:

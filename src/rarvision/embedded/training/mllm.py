@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from rarvision.datasets.fieldguide import HELD_OUT_DOMAIN
 from rarvision.embedded.training.clip import image_processor
@@ -132,7 +138,9 @@ class _Mix:
         self.writer, self.data, self.retrieved, self.schedule = writer, data, retrieved, schedule
         self.lists = {d.domain: Candidates(d.domain) for d in data}
 
-    def _codes(self, domain: str, row: int, truth: tuple[int, ...], k: int, rng: random.Random) -> list[tuple[int, ...]]:
+    def _codes(
+        self, domain: str, row: int, truth: tuple[int, ...], k: int, rng: random.Random
+    ) -> list[tuple[int, ...]]:
         kind = rng.random()
         if kind < 0.35 and k > 1:
             codes = self.retrieved[domain][row][:k]
@@ -173,7 +181,7 @@ class _Mix:
         return made
 
     def rows(self, step: int, n: int, *, held_out: bool) -> tuple[list[tuple[int, int]], list[list[Turn]]]:
-        """n images with their questions: (set, row) and turns; the held-out domain is only ever named."""
+        """Choose n images and their questions: (set, row) and turns; the held-out domain is only ever named."""
         rng = random.Random(f"{self.schedule.seed}-{step}-{held_out}")  # noqa: S311 - no secret
         which = [i for i, d in enumerate(self.data) if (d.domain == HELD_OUT_DOMAIN) == held_out]
         rows, turns = [], []
@@ -193,6 +201,7 @@ def train_mllm(
     data: list[DomainImages],
     features: list[torch.Tensor],
     validation: list[tuple[DomainImages, torch.Tensor, list[list[tuple[int, ...]]]]],
+    *,
     retrieved: Retrieved,
     tower: Tower,
     schedule: Schedule,
@@ -261,7 +270,7 @@ def _measure(
     writer, n = trainer.writer, min(240, len(images.codes))
     hits: dict[str, list[bool]] = {"name": [], "first": [], "list": [], "letter": [], "yes": []}
     for start in range(0, n, 60):
-        rows, turns, kinds = range(start, min(n, start + 60)), [], []
+        rows, turns = range(start, min(n, start + 60)), []
         for row in rows:
             truth = tuple(int(v) for v in images.codes[row])
             codes = [truth, *rng.sample([c for c in groups[row] if c != truth], 4)]
@@ -293,7 +302,6 @@ def _measure(
                     hits["name"].append(bool(right[r, answers].all()))
                 else:
                     hits[kind].append(bool(right[r, answers[0]]))
-        del kinds
     return {key: float(np.mean(values)) for key, values in hits.items()}
 
 

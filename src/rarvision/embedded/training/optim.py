@@ -30,7 +30,8 @@ class Optimisers:
         is_matrix: Callable[[str, nn.Parameter], bool],
         decay_from: float = 0.4,
     ) -> None:
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in parameters:
             if parameter.requires_grad:
                 (matrices if parameter.ndim == 2 and is_matrix(name, parameter) else others).append(parameter)
@@ -52,7 +53,7 @@ class Optimisers:
         """One update."""
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self._all, 1.0)
         for optimiser, schedule in zip(self._optimisers, self._schedules, strict=True):
             optimiser.step()
@@ -111,7 +112,9 @@ def train_loop(
             n = (step - start) % log_every + 1 if step + 1 == steps else min(log_every, step + 1 - start)
             rate = (step + 1 - start) / (time.monotonic() - began)
             text = " ".join(f"{key} {value / n:.3f}" for key, value in sums.items())
-            log.info("%s %d/%d %s (%.2f steps/s, %.0f s left)", name, step + 1, steps, text, rate, (steps - step) / rate)
+            log.info(
+                "%s %d/%d %s (%.2f steps/s, %.0f s left)", name, step + 1, steps, text, rate, (steps - step) / rate
+            )
             sums = {}
         if time.monotonic() - last_save > every_s or step + 1 == steps:
             save(step + 1)

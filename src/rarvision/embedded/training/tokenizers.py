@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from pathlib import Path
+from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
@@ -40,7 +41,7 @@ def _train_bpe(tokenizer: Tokenizer, texts: list[str], *, suffix: str = "") -> N
         show_progress=False,
         special_tokens=[],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        **({"end_of_word_suffix": suffix} if suffix else {}),
+        **cast("dict[str, Any]", {"end_of_word_suffix": suffix} if suffix else {}),
     )
     tokenizer.train_from_iterator(texts, trainer)
 
@@ -79,7 +80,7 @@ def _phrases() -> list[str]:
 
 
 def mllm_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text goes in and comes out, the field guide's words and the prompts' phrases are one token."""
+    """Byte-level BPE: any text goes in and comes out; the field guide's words and the prompts' phrases are a token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -96,8 +97,8 @@ def mllm_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in [*_phrases(), *structure]])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="</s>",
-        pad_token="<pad>",
+        eos_token="</s>",  # noqa: S106 - no password
+        pad_token="<pad>",  # noqa: S106 - no password
         additional_special_tokens=["<image>"],
         padding_side="left",
         model_max_length=1024,
