@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Literal, Self, final, get_args
+from typing import Any, Literal, final, get_args
 
 from rarvision.errors import OptionError
 
@@ -111,7 +111,7 @@ class FakeServer:
         """The API's root."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FakeServer:
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
