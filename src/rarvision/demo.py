@@ -217,4 +217,5 @@ def _panel(few: FieldGuide, asked: FieldGuide, row: int, sample: Sample, predict
 
 
 def _large(images: FieldGuide, row: int, size: int = 168) -> np.ndarray:
-    return images.at_size(size).pixels(row, row + 1)[0]
+    pixels: np.ndarray = images.at_size(size).pixels(row, row + 1)[0]
+    return pixels

@@ -1,0 +1,274 @@
+"""Measures the embedded models for their card: ``python -m rarvision.embedded.measure``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from rarvision.chat import ChatRequest, LocalChat
+from rarvision.datasets.fieldguide import DOMAINS, HELD_OUT_DOMAIN, FieldGuide, render
+from rarvision.demo import field_guide_memory
+from rarvision.embedded import weights_path
+from rarvision.embedded.training.images import normalised, split_codes
+from rarvision.encoders import TransformersEncoder
+from rarvision.images import load_image
+from rarvision.memory import LocalMemory
+from rarvision.pipeline import Recognizer
+from rarvision.ranking import NAMING_PROMPT, Ranker
+from rarvision.retrieval import Retriever
+from rarvision.types import Candidate, Prediction, Sample
+
+__all__ = ["main"]
+
+STRATEGIES: dict[str, dict[str, object]] = {
+    "generate, free": {"strategy": "generate"},
+    "generate, constrained": {"strategy": "generate", "constrained": True},
+    "choice": {"strategy": "choice"},
+    "likelihood": {"strategy": "likelihood"},
+    "likelihood, no list": {"strategy": "likelihood", "with_list": False},
+    "pointwise": {"strategy": "pointwise"},
+}
+K = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: percentages over seeds."""
+
+    method: str
+    values: tuple[float, ...]
+
+    def text(self) -> str:
+        """Mean and spread (standard deviation over the seeds)."""
+        return f"{np.mean(self.values):.1f} ± {np.std(self.values):.1f}"
+
+
+def _accuracy(predictions: Sequence[Prediction], labels: Sequence[str]) -> float:
+    return 100 * float(np.mean([p.label == label for p, label in zip(predictions, labels, strict=True)]))
+
+
+@cache
+def _vision_tower() -> torch.nn.Module:
+    tower: torch.nn.Module = LlavaForConditionalGeneration.from_pretrained(weights_path("mllm")).model.vision_tower
+    return tower.eval()
+
+
+def _tower_features(pixels: np.ndarray) -> torch.Tensor:
+    """Mean of the patches that the MLLM's own vision tower gives its language model."""
+    tower = _vision_tower()
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(pixels), 200):
+            batch = torch.from_numpy(normalised(pixels[start : start + 200]))
+            parts.append(tower(batch, output_hidden_states=True).hidden_states[-1][:, 1:].mean(1))
+    return torch.cat(parts).float()
+
+
+def _attribute_probe(domain: str, vocabulary: np.ndarray, queries: torch.Tensor) -> torch.Tensor:
+    """Scores (n, categories) by linear probes of the attributes, fitted on 4,000 images of training categories."""
+    codes = split_codes(domain, 0)
+    rows = np.random.default_rng(0).integers(0, len(codes), 4_000)
+    pixels = render(domain, codes[rows], np.arange(len(rows), dtype=np.uint64), size=48, seed=31)
+    features = _tower_features(pixels)
+    mean, spread = features.mean(0), features.std(0)
+    x, q = (features - mean) / spread, (queries - mean) / spread
+    total = torch.zeros(len(q), len(vocabulary))
+    for a, attribute in enumerate(DOMAINS[domain].attributes):
+        target = torch.from_numpy(codes[rows, a])
+        probe = torch.nn.Linear(x.shape[1], len(attribute.words))
+        optimiser = torch.optim.LBFGS(probe.parameters(), max_iter=60)
+
+        def closure(probe: torch.nn.Linear = probe, target: torch.Tensor = target) -> torch.Tensor:
+            probe.zero_grad()
+            loss = torch.nn.functional.cross_entropy(probe(x), target) + 1e-4 * probe.weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        with torch.no_grad():
+            total += probe(q).log_softmax(-1)[:, torch.from_numpy(vocabulary[:, a])]
+    return total
+
+
+class _World:
+    """One domain, one seed: a memory, queries, and what is asked of them."""
+
+    def __init__(self, domain: str, seed: int, encoder: TransformersEncoder, chat: LocalChat, path: Path) -> None:
+        self.chat = chat
+        self.guide = FieldGuide(domain, categories=200, seed=seed)
+        self.memory: LocalMemory = field_guide_memory(path, self.guide, encoder, shots=4, seed=seed)
+        self.samples: list[Sample] = []
+        self.labels: list[str] = []
+
+    def ask(self, n: int, seed: int) -> None:
+        """Draw the queries."""
+        self.samples = list(self.guide.queries(n, seed=seed))
+        self.labels = [str(sample.label) for sample in self.samples]
+
+    def recognise(self, retriever: Retriever, ranker: Ranker | None, **options: object) -> list[Prediction]:
+        """All queries through the one pipeline."""
+        recogniser = Recognizer(self.memory, retriever=retriever, ranker=ranker, **options)  # type: ignore[arg-type]
+        found = recogniser.recognize_batch(self.samples)
+        assert all(isinstance(p, Prediction) for p in found)  # noqa: S101 - drawn images are readable
+        return [p for p in found if isinstance(p, Prediction)]
+
+    def retrieval(self, **options: object) -> tuple[float, float]:
+        """Top-1 and recall@5 of retrieval alone."""
+        predictions = self.recognise(Retriever(self.memory, k=K, **options), None)  # type: ignore[arg-type]
+        hits = [label in p.retrieved for p, label in zip(predictions, self.labels, strict=True)]
+        return _accuracy(predictions, self.labels), 100 * float(np.mean(hits))
+
+    def tower(self, domain: str) -> dict[str, float]:
+        """1-NN, class means and the attribute probe on the MLLM's own vision tower."""
+        memory = _tower_features(self.guide.few_shot(shots=4, seed=self.guide.seed).pixels())
+        queries = _tower_features(np.stack([np.asarray(s.image) for s in self.samples]))
+        truth = torch.tensor([self.guide.names.index(label) for label in self.labels])
+        unit = torch.nn.functional.normalize
+        similarity = unit(queries, dim=-1) @ unit(memory, dim=-1).T
+        means = unit(unit(memory, dim=-1).reshape(200, 4, -1).mean(1), dim=-1)
+        scores = {
+            "MLLM's tower: 1-NN": similarity.reshape(len(queries), 200, 4).amax(-1),
+            "MLLM's tower: class means": unit(queries, dim=-1) @ means.T,
+            "MLLM's tower: attribute probe": _attribute_probe(domain, self.guide.codes, queries),
+        }
+        return {name: 100 * float((s.argmax(1) == truth).float().mean()) for name, s in scores.items()}
+
+    def naming(self, encoder: TransformersEncoder) -> float:
+        """The MLLM alone: it names, and the nearest name of the vocabulary (text embedding) is the answer."""
+        requests = [ChatRequest.of(NAMING_PROMPT, sample.image) for sample in self.samples]  # type: ignore[arg-type]
+        answers = [c.text.strip() for c in self.chat.generate(requests, max_tokens=16)]
+        names = encoder.encode_texts(self.guide.names)
+        said = encoder.encode_texts([answer or "nothing" for answer in answers])
+        nearest = (said @ names.T).argmax(1)
+        exact = {name: i for i, name in enumerate(self.guide.names)}
+        chosen = [exact.get(answer, int(near)) for answer, near in zip(answers, nearest, strict=True)]
+        return 100 * float(
+            np.mean([self.guide.names[c] == label for c, label in zip(chosen, self.labels, strict=True)])
+        )
+
+    def as_many_as_fit(self, count: int, n: int) -> float:
+        """The MLLM alone, choosing among as many names of the vocabulary as its context holds."""
+        shown = self.guide.names[:count]
+        ranker = Ranker(self.chat, strategy="likelihood")
+        hits = 0
+        for start in range(0, n, 8):
+            part = self.samples[start : start + 8]
+            rankings = ranker.rank_batch([load_image(s.image) for s in part], [shown] * len(part))
+            hits += sum(shown[r.order[0]] == s.label for r, s in zip(rankings, part, strict=True))
+        return 100 * hits / n
+
+
+def _strategy_rows(world: _World, retriever: Retriever, add: Callable[[str, float], None]) -> None:
+    for name, options in STRATEGIES.items():
+        ranker = Ranker(world.chat, **options)  # type: ignore[arg-type]
+        began = time.monotonic()
+        mixed = world.recognise(retriever, ranker)
+        add(f"ms an image: {name}", 1000 * (time.monotonic() - began) / len(mixed))
+        add(f"RAR {name}", _accuracy(mixed, world.labels))
+        alone = [p.retrieved[p.ranking.order[0]] for p in mixed if p.ranking is not None]
+        add(
+            f"RAR {name}, ranker alone",
+            100 * float(np.mean([a == b for a, b in zip(alone, world.labels, strict=True)])),
+        )
+        if name.startswith("generate"):
+            statuses = [p.ranking.status for p in mixed if p.ranking is not None]
+            add(f"complete permutations: {name}", 100 * float(np.mean([s == "ranked" for s in statuses])))
+
+
+def _controls(world: _World, retriever: Retriever, add: Callable[[str, float], None]) -> None:
+    """The image swapped for another's, and the candidates shuffled; ranker alone, truth among the candidates."""
+    vectors = world.memory.encoder.encode_images([s.image for s in world.samples])
+    lists: list[list[Candidate]] = retriever.retrieve(vectors)
+    kept = [i for i, found in enumerate(lists) if world.labels[i] in [c.category for c in found]]
+    names = [[c.category for c in lists[i]] for i in kept]
+    images = [world.samples[i].image for i in kept]
+    swapped = [*images[7:], *images[:7]]
+    for strategy in ("likelihood", "choice", "generate"):
+        for kind, shown, seed in (("", images, None), (", shuffled", images, 1), (", image swapped", swapped, 1)):
+            ranker = Ranker(world.chat, strategy=strategy, shuffle=seed)
+            rankings = ranker.rank_batch(shown, names)  # type: ignore[arg-type]
+            right = [n[r.order[0]] == world.labels[i] for n, r, i in zip(names, rankings, kept, strict=True)]
+            add(f"control {strategy}{kind}", 100 * float(np.mean(right)))
+
+
+def measure(domain: str, seeds: Sequence[int], queries: int, *, clip: str, full: bool) -> list[Row]:
+    """All figures of one domain with one encoder; ``full`` adds what does not depend on the encoder."""
+    encoder = TransformersEncoder(weights_path(clip))
+    chat = LocalChat(weights_path("mllm"), batch_size=32)
+    values: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        values.setdefault(name, []).append(value)
+
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            world = _World(domain, seed, encoder, chat, Path(scratch) / "memory")
+            world.ask(queries, seed)
+            kinds: dict[str, dict[str, object]] = {
+                "1-NN": {"source": "image", "aggregate": "nearest"},
+                "class means": {"source": "image", "aggregate": "prototype"},
+                "zero-shot text": {"source": "text"},
+                "fused": {},
+            }
+            for name, options in kinds.items():
+                top1, recall = world.retrieval(**options)
+                add(f"{name} top-1", top1)
+                add(f"{name} recall@5", recall)
+            retriever = Retriever(world.memory, k=K)
+            if full:
+                add("MLLM alone: names it", world.naming(encoder))
+                add("MLLM alone: ranks 150 of the 200 names", world.as_many_as_fit(150, min(200, queries)))
+                for name, value in world.tower(domain).items():
+                    add(name, value)
+                _strategy_rows(world, retriever, add)
+                _controls(world, retriever, add)
+            else:
+                for strategy in ("likelihood", "choice"):
+                    ranker = Ranker(chat, strategy=strategy)
+                    add(f"RAR {strategy}", _accuracy(world.recognise(retriever, ranker), world.labels))
+            world.memory.close()
+    return [Row(name, tuple(v)) for name, v in values.items()]
+
+
+def markdown(results: dict[str, list[Row]]) -> str:
+    """One table: a row a figure, a column a domain."""
+    methods = list(dict.fromkeys(row.method for rows in results.values() for row in rows))
+    found = {(domain, row.method): row.text() for domain, rows in results.items() for row in rows}
+    heads = [f"{d} (held out)" if d == HELD_OUT_DOMAIN else d for d in results]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    lines += [f"| {m} | {' | '.join(found.get((d, m), '') for d in results)} |" for m in methods]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m rarvision.embedded.measure", description=__doc__)
+    parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=list(DOMAINS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--queries", type=int, default=1_000)
+    parser.add_argument("--json", type=Path, help="also write the raw values here")
+    options = parser.parse_args()
+    raw = {}
+    for clip, full in (("clip-16", True), ("clip-32", False)):
+        results = {}
+        for domain in options.domains:
+            results[domain] = measure(domain, options.seeds, options.queries, clip=clip, full=full)
+            print(f"# {clip} {domain}", *(f"{r.method}: {r.text()}" for r in results[domain]), sep="\n  ", flush=True)
+        raw[clip] = {d: {r.method: r.values for r in rows} for d, rows in results.items()}
+        print(f"\n### {clip}\n\n{markdown(results)}\n", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(raw, indent=1))
+
+
+if __name__ == "__main__":
+    main()
