@@ -13,6 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes in signatures hold in every test: checked at run time here, and nowhere else. (The command line is
+# left out: typer reads its signatures.)
+_CHECKED = (
+    "chat",
+    "encoders",
+    "evaluate",
+    "index",
+    "memory",
+    "metrics",
+    "pipeline",
+    "ranking",
+    "retrieval",
+)
+install_import_hook([f"rarvision.{name}" for name in _CHECKED], "shape_checks.checked")
 
 _REQUIRE_DATA = os.environ.get("RARVISION_REQUIRE_DATA") == "1"
 

@@ -50,7 +50,7 @@ def fakes(monkeypatch):
 
     monkeypatch.setattr(models, "open_encoder", open_encoder)
     monkeypatch.setattr(models, "_open_chat", open_chat)
-    monkeypatch.setattr(models, "_quiet_transformers", lambda: None)
+    monkeypatch.setattr(models, "quiet_transformers", lambda: None)
     monkeypatch.delenv("RARVISION_MAX_PIXELS", raising=False)
     return asked
 

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rarvision.cli import options
+from rarvision.cli import models, options
 from rarvision.cli.output import echo_json, print_table, progress, say
 
 __all__ = ["demo"]
+
+
+class Strategy(StrEnum):
+    """What the embedded MLLM was trained to do."""
+
+    GENERATE = "generate"
+    CHOICE = "choice"
+    LIKELIHOOD = "likelihood"
+    POINTWISE = "pointwise"
+
+
+class EmbeddedEncoder(StrEnum):
+    """The encoders that come along."""
+
+    CLIP_16 = "clip-16"
+    CLIP_32 = "clip-32"
 
 
 def demo(
@@ -22,16 +39,17 @@ def demo(
     shots: Annotated[int, typer.Option("--shots", min=1, metavar="N", help="Images a category in the memory.")] = 4,
     queries: Annotated[int, typer.Option("--queries", min=1, metavar="N", help="Images to recognise.")] = 200,
     k: options.KOption = 5,
-    strategy: options.StrategyOption = options.Strategy.LIKELIHOOD,
+    strategy: Annotated[
+        Strategy, typer.Option("--strategy", "-s", help="How the MLLM is asked; see rarvision recognize --help.")
+    ] = Strategy.LIKELIHOOD,
     encoder: Annotated[
-        str, typer.Option("--encoder", "-e", metavar="clip-16|clip-32", help="Which of the embedded encoders.")
-    ] = "clip-16",
-    seed: Annotated[int, typer.Option("--seed", "-S", help="Chooses the categories and images.")] = 0,
+        EmbeddedEncoder, typer.Option("--encoder", "-e", help="Which of the encoders that come along.")
+    ] = EmbeddedEncoder.CLIP_16,
+    seed: Annotated[int, typer.Option("--seed", help="Chooses the categories and images.")] = 0,
     picture: Annotated[
-        Path | None,
-        typer.Option("--picture", metavar="FILE", help="Write queries, candidates and rankings as a picture."),
+        Path, typer.Option("--picture", metavar="FILE", help="Draw queries, candidates and rankings into this file.")
     ] = Path("demo/rarvision-demo.png"),
-    no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no picture.")] = False,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")] = False,
     quiet: options.QuietOption = False,
     json: options.JsonOption = False,
 ) -> None:
@@ -51,10 +69,13 @@ def demo(
       retrieval_top1, recall_at_5, rar_top1, fallback_rate, repaired_rate, ms_per_image_retrieval,
       ms_per_image_ranking
     """
+    models.quiet_transformers()
     from rarvision.demo import run_demo
 
     wanted = None if no_picture else picture
-    with progress("Demo", total=None, quiet=quiet) as bar:
+    if wanted is not None:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+    with progress("Recognising three ways", total=3 * queries, quiet=quiet) as bar:
         result = run_demo(
             seed=seed,
             domain=domain,
@@ -63,9 +84,9 @@ def demo(
             queries=queries,
             k=k,
             strategy=strategy.value,
-            encoder=encoder,
+            encoder=encoder.value,
             picture=wanted,
-            progress=bar,
+            progress=lambda done, _total: bar.to(done),
         )
     if json:
         echo_json(result.to_dict())

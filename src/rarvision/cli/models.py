@@ -26,6 +26,7 @@ __all__ = [
     "open_encoder",
     "open_ranker",
     "open_recognizer",
+    "quiet_transformers",
     "set_max_pixels",
 ]
 
@@ -59,7 +60,7 @@ def _revision(spec: str) -> tuple[str, str | None]:
 def open_encoder(spec: str, *, device: str = "auto") -> Encoder:
     """Load an encoder by hub name, folder, or ``embedded:clip-16`` / ``embedded:clip-32``."""
     folder = _embedded(spec, ENCODERS)
-    _quiet_transformers()
+    quiet_transformers()
     from rarvision.encoders import TransformersEncoder
 
     if folder is not None:
@@ -83,7 +84,7 @@ def bind_encoder(memory: LocalMemory, *, encoder: str | None = None, device: str
     if encoder is not None:
         memory.bind(open_encoder(encoder, device=device))
     else:
-        _quiet_transformers()
+        quiet_transformers()
         _ = memory.encoder  # loads it now, so that what is wrong with it shows before images are read
 
 
@@ -134,7 +135,7 @@ def _open_chat(wanted: RankerOptions, *, device: str, batch_size: int) -> Chat:
         named = {"model": wanted.model} if wanted.model else {}
         return open_chat(wanted.spec, api_key=wanted.api_key, timeout_s=wanted.timeout_s, **named)
     folder = _embedded(wanted.spec, RANKERS)
-    _quiet_transformers()
+    quiet_transformers()
     from rarvision.chat import LocalChat
 
     name, revision = (folder, None) if folder is not None else _revision(wanted.spec)
@@ -208,7 +209,7 @@ def set_max_pixels(limit: int | None) -> None:
         os.environ["RARVISION_MAX_PIXELS"] = str(limit)
 
 
-def _quiet_transformers() -> None:
+def quiet_transformers() -> None:
     """Keep transformers' progress bars and advice off the person's terminal; what matters comes as an error."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
