@@ -316,11 +316,15 @@ class FaissIndex(Index):
             OptionError: The index cannot give its vectors back.
         """
         try:
+            if hasattr(self._index, "make_direct_map"):
+                self._index.make_direct_map()
+            if len(self):  # one row first: where it is not supported, asking for all ends the process
+                self._index.reconstruct(0)
             return np.asarray(self._index.reconstruct_n(0, len(self)), dtype=np.float32)
         except RuntimeError as error:
             raise OptionError(
                 f"this faiss index ({type(self._index).__name__}) cannot give its vectors back, so it cannot be "
-                f"imported; use one that stores them (Flat, HNSWFlat, IVFFlat with a direct map): {error}"
+                f"imported; use one that stores them (Flat, HNSWFlat, IVFFlat): {error}"
             ) from error
 
     def _add(self, vectors: Float[np.ndarray, "n dim"]) -> None:

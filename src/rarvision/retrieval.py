@@ -173,35 +173,38 @@ class Retriever:
         columns = top_k(scores, self.k)
         values = np.take_along_axis(scores, columns, axis=1)
         names = self.memory.category_names()
-        spare = self._spare_exemplars(np.unique(codes[columns]), modalities)
-        candidates = []
-        for row in range(len(vectors)):
-            seen: dict[int, list[int]] = {}
-            if hits is not None:
-                for entry, code in zip(hits.ids[row].tolist(), hits.categories[row].tolist(), strict=True):
-                    seen.setdefault(code, []).append(entry)
-            candidates.append(
-                [
-                    Candidate(
-                        category=names[code],
-                        similarity=value,
-                        exemplars=tuple(seen.get(code, spare.get(code, []))[:_EXEMPLARS]),
-                    )
-                    for code, value in zip(codes[columns[row]].tolist(), values[row].tolist(), strict=True)
-                    if value > -np.inf
-                ]
-            )
-        return candidates
+        chosen = codes[columns]
+        exemplars = self._exemplars(hits, chosen, modalities)
+        return [
+            [
+                Candidate(category=names[code], similarity=value, exemplars=exemplars[row].get(code, ()))
+                for code, value in zip(chosen[row].tolist(), values[row].tolist(), strict=True)
+                if value > -np.inf
+            ]
+            for row in range(len(vectors))
+        ]
 
-    def _spare_exemplars(self, codes: Int[np.ndarray, " c"], modalities: tuple[Modality, ...]) -> dict[int, list[int]]:
-        """Entries of categories, for those of which the search itself met none: images where there are, else texts."""
-        found: dict[int, list[int]] = {}
+    def _exemplars(
+        self, hits: Hits | None, chosen: Int[np.ndarray, "n k"], modalities: tuple[Modality, ...]
+    ) -> list[dict[int, tuple[int, ...]]]:
+        """For each query, the chosen categories' entries: those found, closest first; else any, images before texts."""
+        found: list[dict[int, tuple[int, ...]]] = [{} for _ in chosen]
+        if hits is not None:
+            for row, wanted in enumerate(chosen):
+                of = hits.categories[row]
+                for code in wanted.tolist():
+                    if len(entries := hits.ids[row][of == code][:_EXEMPLARS]):
+                        found[row][code] = tuple(entries.tolist())
+        missing = sorted(
+            {code for row, wanted in enumerate(chosen.tolist()) for code in wanted if code not in found[row]}
+        )
+        spare: dict[int, tuple[int, ...]] = {}
         for modality in modalities:
             ids, of = self.memory.table(modality)
-            chosen = np.isin(of, codes)
-            for entry, code in zip(ids[chosen].tolist(), of[chosen].tolist(), strict=True):
-                found.setdefault(code, []).append(entry)
-        return found
+            for code in missing:
+                if code not in spare and len(entries := ids[of == code][:_EXEMPLARS]):
+                    spare[code] = tuple(entries.tolist())
+        return [spare | of_row for of_row in found]
 
     # Scores -----------------------------------------------------------------------------------------------------
 

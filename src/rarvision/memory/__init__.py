@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rarvision.memory.base import AddReport, Hits, Memory, MemoryInfo, NewEntry, Prototypes
+from rarvision.memory.base import Memory
 from rarvision.memory.importing import import_faiss
 from rarvision.memory.local import LocalMemory
+from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes
 
 __all__ = ["AddReport", "Hits", "LocalMemory", "Memory", "MemoryInfo", "NewEntry", "Prototypes", "import_faiss"]

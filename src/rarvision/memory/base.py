@@ -3,125 +3,34 @@
 from __future__ import annotations
 
 import abc
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 
-from rarvision.encoders import Encoder, TransformersEncoder, check_templates, ordered_map, probe_matches
+from rarvision.encoders import Encoder, TransformersEncoder, check_templates, ordered_map, probe_matches, worker_pool
 from rarvision.errors import (
     EncoderError,
     EncoderMismatchError,
-    ImageError,
     InputError,
     MemoryEmptyError,
     OptionError,
 )
-from rarvision.images import load_image, thumbnail
+from rarvision.memory.adding import Adding, Decode, batches, check_category, hash_sample, new_text
+from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes
 from rarvision.types import Entry, Modality, Neighbour, Sample
 
-__all__ = ["AddReport", "Hits", "Memory", "MemoryInfo", "NewEntry", "Prototypes", "check_category"]
+__all__ = ["Memory"]
 
 _COMMIT_ENTRIES = 256
 _COMMIT_SECONDS = 10.0
 _TEXT_BATCH = 1_024
-_WORKERS = 4
 _PROTOTYPE_BATCH = 65_536
 _UNIT_WITHIN = 0.01
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AddReport:
-    """What an addition did.
-
-    Attributes:
-        added: Entries stored.
-        skipped: Samples that the memory had already (same content, category and modality).
-        failed: Samples that could not be read or stored.
-        failures: Source and message of each failed sample.
-    """
-
-    added: int
-    skipped: int = 0
-    failed: int = 0
-    failures: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryInfo:
-    """What a memory is and holds; sizes in bytes."""
-
-    kind: str
-    location: str
-    dim: int
-    encoder_name: str
-    encoder_fingerprint: str
-    entries: int
-    images: int
-    texts: int
-    categories: int
-    index: str
-    thumbnails: int
-    bytes: int
-    details: Mapping[str, Any] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "details": dict(self.details), "metadata": dict(self.metadata)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hits:
-    """Neighbours of n queries as arrays, closest first; where there are fewer than k: ``-inf``, -1, -1.
-
-    Attributes:
-        similarities: Cosine, float32.
-        ids: Entry ids.
-        categories: Category codes (see `Memory.category_names`).
-    """
-
-    similarities: Float[np.ndarray, "n k"]
-    ids: Int[np.ndarray, "n k"]
-    categories: Int[np.ndarray, "n k"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prototypes:
-    """The mean direction of each category's vectors of one modality.
-
-    Attributes:
-        categories: Category codes, ascending.
-        vectors: float32 unit vectors, one row a category; a zero row where the mean vanishes.
-        counts: Entries in each mean.
-    """
-
-    categories: Int[np.ndarray, " c"]
-    vectors: Float[np.ndarray, "c dim"]
-    counts: Int[np.ndarray, " c"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewEntry:
-    """An entry that is about to be stored; ``content`` identifies what was encoded (SHA-256)."""
-
-    category: str
-    modality: Modality
-    source: str
-    content: bytes
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    thumbnail: bytes | None = None
 
 
 class Memory(abc.ABC):
@@ -295,7 +204,8 @@ class Memory(abc.ABC):
             samples: Images with labels.
             encoder: Checked against the memory's; the memory's own by default.
             batch_size: Images in one forward pass; the encoder's own by default.
-            on_error: Called with a sample that cannot be read or has no label; without it the error is raised.
+            on_error: Called with a sample that cannot be read or has no label; without it the error is raised, after
+                what came before it has been stored.
             progress: Called with the number of samples dealt with so far.
 
         Raises:
@@ -308,18 +218,17 @@ class Memory(abc.ABC):
         size = batch_size or active.batch_size
         if size < 1:
             raise OptionError(f"batch_size must be at least 1, got {size}")
-        adding = _Adding(on_error=on_error, progress=progress)
-        with self._writing(), ThreadPoolExecutor(_WORKERS, thread_name_prefix="read") as pool:
-            hashed = ordered_map(_hash_sample, samples, pool=pool, ahead=4 * size)
+        adding = Adding(on_error=on_error, progress=progress)
+        with self._writing(), worker_pool() as pool:
+            hashed = ordered_map(hash_sample, samples, pool=pool, ahead=4 * size)
             fresh = self._unknown(hashed, adding)
-            decoded = ordered_map(_Decode(self._thumbnail_size), fresh, pool=pool, ahead=2 * size)
+            decoded = ordered_map(Decode(self._thumbnail_size), fresh, pool=pool, ahead=2 * size)
             entries: list[NewEntry] = []
             vectors: list[Float[np.ndarray, "n dim"]] = []
             last_commit = time.monotonic()
-            for batch in _batches(adding.readable(decoded), size):
-                encoded = active.encode_images([image for _, image in batch], batch_size=size)
+            for batch in batches(adding.readable(decoded), size):
+                vectors.append(active.encode_images([image for _, image in batch], batch_size=size))
                 entries += [entry for entry, _ in batch]
-                vectors.append(encoded)
                 if len(entries) >= _COMMIT_ENTRIES or time.monotonic() - last_commit > _COMMIT_SECONDS:
                     self._append(entries, np.concatenate(vectors))
                     adding.stored(len(entries))
@@ -327,6 +236,7 @@ class Memory(abc.ABC):
             if entries:
                 self._append(entries, np.concatenate(vectors))
                 adding.stored(len(entries))
+        adding.raise_failure()
         return adding.report()
 
     def add_texts(
@@ -361,10 +271,10 @@ class Memory(abc.ABC):
         described = named if texts is None else list(texts)
         if len(described) != len(named):
             raise OptionError(f"expected one text a name: got {len(named)} names and {len(described)} texts")
-        new = [_new_text(name, text, filled) for name, text in zip(named, described, strict=True)]
-        adding = _Adding(on_error=None, progress=progress)
+        new = [new_text(name, text, filled) for name, text in zip(named, described, strict=True)]
+        adding = Adding(on_error=None, progress=progress)
         with self._writing():
-            for batch in _batches(adding.fresh(new, self._contains), _TEXT_BATCH):
+            for batch in batches(adding.fresh(new, self._contains), _TEXT_BATCH):
                 vectors = active.encode_texts([e.source for e in batch], templates=filled, batch_size=batch_size)
                 self._append(batch, vectors)
                 adding.stored(len(batch))
@@ -391,7 +301,7 @@ class Memory(abc.ABC):
         norms[np.abs(norms - 1.0) < _UNIT_WITHIN] = 1.0
         for entry in entries:
             check_category(entry.category)
-        adding = _Adding(on_error=None, progress=None)
+        adding = Adding(on_error=None, progress=None)
         with self._writing():
             for modality in ("image", "text"):
                 rows = [
@@ -405,9 +315,11 @@ class Memory(abc.ABC):
         return adding.report()
 
     def _unknown(
-        self, hashed: Iterable[tuple[Sample, NewEntry | InputError]], adding: _Adding
+        self, hashed: Iterable[tuple[Sample, NewEntry | InputError]], adding: Adding
     ) -> Iterator[tuple[Sample, NewEntry]]:
         for sample, entry in hashed:
+            if adding.failed:
+                return
             if isinstance(entry, InputError):
                 adding.fail(sample, entry)
             elif adding.is_fresh(entry, self._contains):
@@ -477,8 +389,11 @@ class Memory(abc.ABC):
             categories, position, counts = np.unique(codes, return_inverse=True, return_counts=True)
             sums = np.zeros((len(categories), self.dim), dtype=np.float64)
             for start in range(0, len(ids), _PROTOTYPE_BATCH):
-                part = slice(start, start + _PROTOTYPE_BATCH)
-                np.add.at(sums, position[part], self.vectors(ids[part]))
+                part = position[start : start + _PROTOTYPE_BATCH]
+                order = np.argsort(part, kind="stable")
+                present, starts = np.unique(part[order], return_index=True)
+                vectors = self.vectors(ids[start : start + _PROTOTYPE_BATCH])[order]
+                sums[present] += np.add.reduceat(vectors, starts, axis=0, dtype=np.float64)
             norms = np.linalg.norm(sums, axis=1, keepdims=True)
             means = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 1e-12)
             cache[modality] = Prototypes(categories=categories, vectors=means.astype(np.float32), counts=counts)
@@ -494,142 +409,3 @@ class Memory(abc.ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Adding:
-    """Counts of one addition, and what it has taken so far, so that doubles within it are seen."""
-
-    def __init__(
-        self, *, on_error: Callable[[Sample, InputError], None] | None, progress: Callable[[int], None] | None
-    ) -> None:
-        self._on_error = on_error
-        self._progress = progress
-        self._added = 0
-        self._skipped = 0
-        self._failures: list[tuple[str, str]] = []
-        self._taken: set[tuple[bytes, str, Modality]] = set()
-
-    def is_fresh(self, entry: NewEntry, contains: Callable[[bytes, str, Modality], bool]) -> bool:
-        key = (entry.content, entry.category, entry.modality)
-        if key in self._taken or contains(entry.content, entry.category, entry.modality):
-            self._skipped += 1
-            self._report_progress()
-            return False
-        self._taken.add(key)
-        return True
-
-    def fresh(
-        self, entries: Iterable[NewEntry], contains: Callable[[bytes, str, Modality], bool]
-    ) -> Iterator[NewEntry]:
-        return (entry for entry in entries if self.is_fresh(entry, contains))
-
-    def readable(
-        self, decoded: Iterable[tuple[Sample, NewEntry, Image.Image | InputError]]
-    ) -> Iterator[tuple[NewEntry, Image.Image]]:
-        for sample, entry, image in decoded:
-            if isinstance(image, InputError):
-                self._taken.discard((entry.content, entry.category, entry.modality))
-                self.fail(sample, image)
-            else:
-                yield entry, image
-
-    def fail(self, sample: Sample, error: InputError) -> None:
-        if self._on_error is None:
-            raise error
-        self._failures.append((sample.source, str(error)))
-        self._on_error(sample, error)
-        self._report_progress()
-
-    def stored(self, count: int) -> None:
-        self._added += count
-        self._report_progress()
-
-    def _report_progress(self) -> None:
-        if self._progress is not None:
-            self._progress(self._added + self._skipped + len(self._failures))
-
-    def report(self) -> AddReport:
-        return AddReport(
-            added=self._added, skipped=self._skipped, failed=len(self._failures), failures=tuple(self._failures)
-        )
-
-
-_Item = TypeVar("_Item")
-
-
-def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    batch: list[_Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _hash_sample(sample: Sample) -> tuple[Sample, NewEntry | InputError]:
-    """The sample as an entry, or why it cannot be one."""
-    try:
-        if sample.label is None:
-            raise InputError(f"{sample.source}: has no label; a memory's entries need a category")  # noqa: TRY301
-        check_category(sample.label)
-        return sample, NewEntry(
-            category=sample.label,
-            modality="image",
-            source=sample.source,
-            content=_content_hash(sample.image),
-            metadata=dict(sample.metadata),
-        )
-    except InputError as error:
-        return sample, error
-
-
-def _content_hash(image: Path | Image.Image) -> bytes:
-    """SHA-256 of a file's bytes, or of a decoded image's mode, size and pixels."""
-    if isinstance(image, Image.Image):
-        head = f"{image.mode} {image.size}".encode()
-        return hashlib.sha256(head + image.tobytes()).digest()
-    path = Path(image)
-    if not path.is_file():
-        load_image(path)  # raises the error that says what is wrong with it
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from error
-
-
-class _Decode:
-    """Opens a sample's image and makes its thumbnail; runs in a pool."""
-
-    def __init__(self, thumbnail_size: int | None) -> None:
-        self._thumbnail_size = thumbnail_size
-
-    def __call__(self, item: tuple[Sample, NewEntry]) -> tuple[Sample, NewEntry, Image.Image | InputError]:
-        sample, entry = item
-        try:
-            image = load_image(sample.image)
-        except ImageError as error:
-            return sample, entry, error
-        if self._thumbnail_size is not None:
-            entry = replace(entry, thumbnail=thumbnail(image, self._thumbnail_size))
-        return sample, entry, image
-
-
-def check_category(name: str) -> None:
-    """Raise `InputError` where a name cannot be a category: blank, or not encodable as UTF-8."""
-    if not name.strip():
-        raise InputError("a category's name must not be blank")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the category {name!r} is not valid Unicode; rename it (its folder is not UTF-8)") from error
-
-
-def _new_text(name: str, text: str, templates: tuple[str, ...]) -> NewEntry:
-    check_category(name)
-    check_category(text)
-    content = hashlib.sha256(json.dumps([text, *templates]).encode()).digest()
-    metadata = {} if templates == ("{}",) else {"templates": list(templates)}
-    return NewEntry(category=name, modality="text", source=text, content=content, metadata=metadata)

@@ -14,8 +14,9 @@ import numpy as np
 from rarvision.encoders import Encoder
 from rarvision.errors import DatasetError, EncoderMismatchError, MemoryCorruptError
 from rarvision.index import FaissIndex
-from rarvision.memory.base import NewEntry, check_category
+from rarvision.memory.adding import check_category
 from rarvision.memory.local import LocalMemory
+from rarvision.memory.records import NewEntry
 
 __all__ = ["import_faiss", "read_labels"]
 

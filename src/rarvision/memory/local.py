@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.encoders import Encoder
-from rarvision.errors import InputError, MemoryCorruptError, OptionError
+from rarvision.errors import MemoryCorruptError, OptionError
 from rarvision.index import make_index
-from rarvision.memory.base import Hits, Memory, MemoryInfo, NewEntry
+from rarvision.memory.base import Memory
+from rarvision.memory.records import Hits, MemoryInfo, NewEntry
+from rarvision.memory.sql import conditions, id_parts, storable, to_json
 from rarvision.memory.store import Store, pack_vectors, unpack_vectors
 from rarvision.memory.view import Segment, View
 from rarvision.types import Entry, Modality
@@ -27,7 +29,6 @@ __all__ = ["LocalMemory"]
 _MERGE = 16  # that many segments of one order of magnitude become one
 _INDEX_FROM = {"auto": 20_000, "hnsw": 1_000}  # rows without an index that are worth building one for
 _INDEX_AGAIN = 4  # an indexed segment is rebuilt together with new rows when they are a quarter of it
-_IDS_AT_ONCE = 500
 
 
 @final
@@ -146,7 +147,7 @@ class LocalMemory(Memory):
             "index": index,
             "index_parameters": json.dumps(parameters),
             "thumbnails": thumbnails,
-            "metadata": _json(metadata or {}),
+            "metadata": to_json(metadata or {}),
         }
         folder = Path(path)
         Store.create(folder, settings)
@@ -272,15 +273,15 @@ class LocalMemory(Memory):
         source: str | None = None,
     ) -> Iterator[Entry]:
         """Entries that meet all conditions given, by ascending id; unknown ids are left out."""
-        conditions, parameters = _conditions(category=category, modality=modality, source=source)
-        for part, values in _id_parts(ids):
+        where, parameters = conditions(category=category, modality=modality, source=source)
+        for part, values in id_parts(ids):
             query = (
                 "SELECT entries.id, name, modality, source, metadata FROM entries "
                 "JOIN categories ON categories.id = entries.category "
-                f"WHERE {conditions}{part} ORDER BY entries.id"
+                f"WHERE {where}{part} ORDER BY entries.id"
             )
-            for entry_id, name, kind, where, metadata in self._store.rows(query, [*parameters, *values]):
-                yield Entry(id=entry_id, category=name, modality=kind, source=where, metadata=json.loads(metadata))
+            for entry_id, name, kind, origin, metadata in self._store.rows(query, [*parameters, *values]):
+                yield Entry(id=entry_id, category=name, modality=kind, source=origin, metadata=json.loads(metadata))
 
     def table(self, modality: Modality) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Ids (ascending) and category codes of all entries of a modality."""
@@ -365,24 +366,9 @@ class LocalMemory(Memory):
         return View(segments, dim=self._dim, revision=revision)
 
     def _read_segment(self, key: tuple[int, int], rows: int, file: str, index_file: str | None) -> Segment:
-        path = self._store.path(file)
-        try:
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise MemoryCorruptError(f"{path} is damaged: {error}; restore it from a copy") from error
-        if vectors.shape != (rows, self._dim) or vectors.dtype != np.float32:
-            raise MemoryCorruptError(
-                f"{path}: expected float32 ({rows}, {self._dim}), got {vectors.dtype} {vectors.shape}"
-            )
-        ids = np.full(rows, -1, dtype=np.int64)
-        codes = np.full(rows, -1, dtype=np.int64)
-        stored = self._store.rows("SELECT row, id, category FROM entries WHERE segment = ?", (key[0],))
-        if stored:
-            table = np.array(stored, dtype=np.int64)
-            ids[table[:, 0]] = table[:, 1]
-            codes[table[:, 0]] = table[:, 2]
+        entries = self._store.rows("SELECT row, id, category FROM entries WHERE segment = ?", (key[0],))
         index_path = self._store.path(index_file) if index_file else None
-        return Segment(key=key, vectors=vectors, ids=ids, categories=codes, index_path=index_path)
+        return Segment.open(self._store.path(file), key, (rows, self._dim), entries, index_path=index_path)
 
     # Writing ----------------------------------------------------------------------------------------------------
 
@@ -405,7 +391,7 @@ class LocalMemory(Memory):
 
     def _append(self, entries: Sequence[NewEntry], vectors: Float[np.ndarray, "n dim"]) -> None:
         modality = entries[0].modality
-        metadata = [_json(entry.metadata) for entry in entries]
+        metadata = [to_json(entry.metadata) for entry in entries]
         with self._store.writing():
             file, digest = self._store.write_vectors(modality, np.ascontiguousarray(vectors, dtype=np.float32))
             with self._store.transaction() as database:
@@ -419,7 +405,7 @@ class LocalMemory(Memory):
                     "INSERT INTO entries (category, modality, source, content, metadata, segment, row) "
                     "VALUES ((SELECT id FROM categories WHERE name = ?), ?, ?, ?, ?, ?, ?)",
                     [
-                        (entry.category, modality, _storable(entry.source), entry.content, json_text, segment, row)
+                        (entry.category, modality, storable(entry.source), entry.content, json_text, segment, row)
                         for row, (entry, json_text) in enumerate(zip(entries, metadata, strict=True))
                     ],
                 )
@@ -504,37 +490,3 @@ class LocalMemory(Memory):
 
 def _magnitude(rows: int) -> int:
     return int(math.log(max(rows, 1), _MERGE) + 1e-9)
-
-
-def _conditions(*, category: str | None, modality: Modality | None, source: str | None) -> tuple[str, list[str]]:
-    """An SQL condition and its parameters."""
-    given = {"name": category, "modality": modality, "source": None if source is None else _storable(source)}
-    used = {column: value for column, value in given.items() if value is not None}
-    return " AND ".join(["1", *(f"{column} = ?" for column in used)]), list(used.values())
-
-
-def _id_parts(ids: Sequence[int] | None) -> Iterator[tuple[str, list[int]]]:
-    """Conditions that together ask for all ids: SQLite limits the number of parameters."""
-    if ids is None:
-        yield "", []
-        return
-    unique = sorted({int(each) for each in ids})
-    for start in range(0, len(unique), _IDS_AT_ONCE):
-        part = unique[start : start + _IDS_AT_ONCE]
-        yield f" AND entries.id IN ({','.join('?' * len(part))})", part
-
-
-def _storable(source: str) -> str:
-    """A path whose bytes are not UTF-8 is stored with escapes: SQLite keeps text only."""
-    try:
-        source.encode()
-    except UnicodeEncodeError:
-        return source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return source
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(dict(values), ensure_ascii=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"metadata must hold JSON values only, got {values!r}: {error}") from error

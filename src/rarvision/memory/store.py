@@ -91,6 +91,11 @@ class Store:
         self._writer = threading.RLock()
         self._depth = 0
         self._lock: sqlite3.Connection | None = None
+        if not self.writable and (wal := folder / f"{DATABASE}-wal").is_file() and wal.stat().st_size:
+            raise MemoryStoreError(
+                f"{folder} is read-only, and its last writer did not finish closing it; open it once where it can be "
+                "written"
+            )
         mode = "mode=rw" if self.writable else "mode=ro&immutable=1"
         with self._mapped():
             self._db = sqlite3.connect(
@@ -121,6 +126,7 @@ class Store:
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> None:
         """Make a new folder, whole or not at all."""
+        folder = folder.resolve()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             what = (
                 "a memory is there already; open it, or choose another place"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,43 @@ class Segment:
     ids: Int[np.ndarray, " rows"]
     categories: Int[np.ndarray, " rows"]
     index_path: Path | None
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        key: tuple[int, int],
+        shape: tuple[int, int],
+        entries: Sequence[tuple[int, int, int]],
+        *,
+        index_path: Path | None,
+    ) -> Segment:
+        """Map a segment's file.
+
+        Args:
+            path: The ``.npy`` file.
+            key: Of the segment.
+            shape: What the file must hold.
+            entries: Row, id and category code of its live rows.
+            index_path: Its index's file.
+
+        Raises:
+            MemoryCorruptError: The file holds something else.
+            FileNotFoundError: It is gone.
+        """
+        try:
+            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise MemoryCorruptError(f"{path} is damaged: {error}; restore it from a copy") from error
+        if vectors.shape != shape or vectors.dtype != np.float32:
+            raise MemoryCorruptError(f"{path}: expected float32 {shape}, got {vectors.dtype} {vectors.shape}")
+        ids = np.full(shape[0], -1, dtype=np.int64)
+        codes = np.full(shape[0], -1, dtype=np.int64)
+        if entries:
+            table = np.array(entries, dtype=np.int64)
+            ids[table[:, 0]] = table[:, 1]
+            codes[table[:, 0]] = table[:, 2]
+        return cls(key=key, vectors=vectors, ids=ids, categories=codes, index_path=index_path)
 
     @cached_property
     def index(self) -> Index:
@@ -131,5 +169,5 @@ class View:
         return [*(segment for segment in segments if segment not in small), gathered]
 
     @staticmethod
-    def _joined(arrays: list[Int[np.ndarray, " n"]]) -> Int[np.ndarray, " n"]:
+    def _joined(arrays: list[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
         return np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64)

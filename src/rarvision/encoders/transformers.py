@@ -1,234 +1,23 @@
-"""Images and texts become unit vectors: the `Encoder` interface, and CLIP and SigLIP models from transformers."""
+"""CLIP and SigLIP models from transformers as encoders."""
 
 from __future__ import annotations
 
-import abc
 import hashlib
 import itertools
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from rarvision.errors import EncoderError, ImageError, OptionError
+from rarvision.encoders.base import Encoder, batch_size_of
+from rarvision.errors import EncoderError, OptionError
 
-__all__ = ["Encoder", "TransformersEncoder", "check_templates", "ordered_map", "probe_matches", "same_encoder"]
-
-ImageSource = Path | str | bytes | Image.Image
-"""Whatever `rarvision.images.load_image` opens."""
-
-_DECODERS = 4
-_PROBE_TEXTS = ("a photo of a small red bird", "42 striped fish")
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
-
-def ordered_map(
-    function: Callable[[_In], _Out], items: Iterable[_In], *, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[_Out]:
-    """Map in a pool, in order, with at most ``ahead`` items in flight; ``items`` is consumed by the caller's thread."""
-    waiting: deque[Future[_Out]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """The templates as a tuple; raises `OptionError` where one lacks the field ``{}``."""
-    if isinstance(templates, str):
-        raise OptionError(f"templates must be a list of strings, got the string {templates!r}; put it in a list")
-    if not templates or any("{}" not in template for template in templates):
-        raise OptionError(f"every text template needs the field {{}} for the name, got {list(templates)!r}")
-    return tuple(templates)
-
-
-class Encoder(abc.ABC):
-    """Maps images and texts into one space of unit vectors, compared by cosine.
-
-    Implementers write `name`, `dim`, `fingerprint`, `_encode_images` and `_encode_texts`; batching, decoding,
-    normalising and checks live here.
-    """
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """What loads it again: a hub name or a folder; for reports."""
-
-    @property
-    @abc.abstractmethod
-    def dim(self) -> int:
-        """Number of dimensions of the vectors."""
-
-    @property
-    @abc.abstractmethod
-    def fingerprint(self) -> str:
-        """Same for the same weights and preprocessing, on any machine; memories are bound to it."""
-
-    @abc.abstractmethod
-    def _encode_images(self, images: list[Image.Image]) -> Float[np.ndarray, "n dim"]:
-        """One batch of RGB images; any float dtype, normalised or not."""
-
-    @abc.abstractmethod
-    def _encode_texts(self, texts: list[str]) -> Float[np.ndarray, "n dim"]:
-        """One batch of texts; any float dtype, normalised or not."""
-
-    @property
-    def revision(self) -> str | None:
-        """The revision of a hub repository that `name` alone does not say."""
-        return None
-
-    @property
-    def batch_size(self) -> int:
-        """Images or texts in one forward pass, unless the caller says otherwise."""
-        return 32
-
-    def encode_images(
-        self,
-        images: Sequence[ImageSource],
-        *,
-        batch_size: int | None = None,
-        on_error: Callable[[int, ImageError], None] | None = None,
-    ) -> Float[np.ndarray, "n dim"]:
-        """Encode images; they are decoded in a few threads while the model runs.
-
-        Args:
-            images: Paths, encoded bytes or PIL images.
-            batch_size: Images in one forward pass; the encoder's own by default.
-            on_error: Called with the position and the error of an image that cannot be read; its row is NaN, which
-                no search accepts, and the other images are not affected. Without it the error is raised.
-
-        Returns:
-            float32 unit vectors, one row an image.
-
-        Raises:
-            ImageError: An image cannot be read, and there is no ``on_error``.
-            EncoderError: The model returned something else than a finite vector an image.
-        """
-        from rarvision.images import load_image
-
-        size = _batch_size(batch_size or self.batch_size)
-        vectors = np.full((len(images), self.dim), np.nan, dtype=np.float32)
-
-        def decode(item: tuple[int, ImageSource]) -> tuple[int, Image.Image | ImageError]:
-            try:
-                return item[0], load_image(item[1])
-            except ImageError as error:
-                return item[0], error
-
-        with ThreadPoolExecutor(min(_DECODERS, max(1, len(images))), thread_name_prefix="decode") as pool:
-            decoded = ordered_map(decode, enumerate(images), pool=pool, ahead=2 * size)
-            positions: list[int] = []
-            batch: list[Image.Image] = []
-            for position, image in decoded:
-                if isinstance(image, ImageError):
-                    if on_error is None:
-                        raise image
-                    on_error(position, image)
-                    continue
-                positions.append(position)
-                batch.append(image)
-                if len(batch) == size:
-                    vectors[positions] = self._unit(self._encode_images(batch), len(batch))
-                    positions, batch = [], []
-            if batch:
-                vectors[positions] = self._unit(self._encode_images(batch), len(batch))
-        return vectors
-
-    def encode_texts(
-        self, texts: Sequence[str], *, templates: Sequence[str] = ("{}",), batch_size: int | None = None
-    ) -> Float[np.ndarray, "n dim"]:
-        """Encode texts; with several templates, the normalised mean of the normalised vectors.
-
-        Args:
-            texts: Names or sentences. A text that occurs twice is encoded once.
-            templates: Each holds ``{}``, which the text replaces.
-            batch_size: Texts in one forward pass; the encoder's own by default.
-
-        Returns:
-            float32 unit vectors, one row a text.
-
-        Raises:
-            OptionError: A template without ``{}``.
-            EncoderError: The model returned something else than a finite vector a text.
-        """
-        filled = check_templates(templates)
-        size = _batch_size(batch_size or self.batch_size)
-        prompts = [template.replace("{}", text) for text in texts for template in filled]
-        unique = list(dict.fromkeys(prompts))
-        place = {prompt: row for row, prompt in enumerate(unique)}
-        vectors = np.empty((len(unique), self.dim), dtype=np.float32)
-        for start in range(0, len(unique), size):
-            batch = unique[start : start + size]
-            vectors[start : start + len(batch)] = self._unit(self._encode_texts(batch), len(batch))
-        rows = np.array([place[prompt] for prompt in prompts], dtype=np.int64)
-        each = vectors[rows].reshape(len(texts), len(filled), self.dim)
-        return each[:, 0] if len(filled) == 1 else self._unit(each.mean(axis=1), len(texts))
-
-    def probe(self) -> Float[np.ndarray, "n dim"]:
-        """Vectors of a few fixed images and texts, which tell encoders apart (see `same_encoder`)."""
-        return np.concatenate((self.encode_images(_probe_images()), self.encode_texts(_PROBE_TEXTS)))
-
-    def _unit(self, vectors: Float[np.ndarray, "n dim"], count: int) -> Float[np.ndarray, "n dim"]:
-        array = np.asarray(vectors, dtype=np.float32)
-        if array.shape != (count, self.dim):
-            raise EncoderError(f"{self.name}: expected vectors of shape ({count}, {self.dim}), got {array.shape}")
-        norms = np.linalg.norm(array, axis=1, keepdims=True)
-        if not np.isfinite(array).all() or not (norms > 0).all():
-            raise EncoderError(f"{self.name} returned a vector that is zero or not finite; try dtype='float32'")
-        unit: Float[np.ndarray, "n dim"] = array / norms
-        return unit
-
-
-def same_encoder(first: Encoder, second: Encoder, *, tolerance: float = 1e-3) -> bool:
-    """Whether two encoders give interchangeable vectors: equal fingerprints, or probes within the tolerance.
-
-    Args:
-        first: One encoder.
-        second: Another one.
-        tolerance: Largest ``1 - cosine`` over the probe's images and texts.
-    """
-    if first.fingerprint == second.fingerprint:
-        return True
-    return first.dim == second.dim and probe_matches(first.probe(), second.probe(), tolerance=tolerance)
-
-
-def probe_matches(
-    first: Float[np.ndarray, "n dim"], second: Float[np.ndarray, "n dim"], *, tolerance: float = 1e-3
-) -> bool:
-    """Whether two results of `Encoder.probe` agree: every cosine at least ``1 - tolerance``."""
-    return first.shape == second.shape and bool(((first * second).sum(axis=1) >= 1.0 - tolerance).all())
-
-
-def _probe_images() -> list[Image.Image]:
-    """Three pictures by integer arithmetic, not square, so that scaling, cropping and channel order all show."""
-    y, x = np.mgrid[0:180, 0:240]
-    gradient = np.stack((x, y, (x + y) // 2), axis=-1) % 256
-    checks = np.stack(((x // 12 + y // 12) % 2 * 255, (x // 30) % 2 * 200, (y // 7) % 2 * 160), axis=-1)
-    rings = ((x - 90) ** 2 + (y - 110) ** 2) // 97 % 256
-    scrambled = np.stack((rings, rings * 7 % 256, 255 - rings), axis=-1)
-    return [Image.fromarray(picture.astype(np.uint8)) for picture in (gradient, checks, scrambled)]
-
-
-def _batch_size(value: int) -> int:
-    if value < 1:
-        raise OptionError(f"batch_size must be at least 1, got {value}")
-    return value
-
+__all__ = ["TransformersEncoder"]
 
 _FAMILIES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
 _PREPROCESSING = (
@@ -275,7 +64,7 @@ class TransformersEncoder(Encoder):
     ) -> None:
         self._name = str(model)
         self._revision = revision
-        self._batch = _batch_size(batch_size)
+        self._batch = batch_size_of(batch_size)
         self._family = self._read_family()
         self._model, self._processor, self._tokenizer = self._load(_dtype(dtype), _device(device))
         text_config = self._model.config.text_config

@@ -1,0 +1,181 @@
+"""From samples and names to entries that are about to be stored: identity, decoding, counting, skipping."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from rarvision.errors import ImageError, InputError
+from rarvision.images import load_image, thumbnail
+from rarvision.memory.records import AddReport, NewEntry
+from rarvision.types import Modality, Sample
+
+__all__ = ["Adding", "Decode", "batches", "check_category", "hash_sample", "new_text"]
+
+
+class Adding:
+    """Counts of one addition, and what it has taken so far, so that doubles within it are seen."""
+
+    def __init__(
+        self, *, on_error: Callable[[Sample, InputError], None] | None, progress: Callable[[int], None] | None
+    ) -> None:
+        self._on_error = on_error
+        self._progress = progress
+        self._added = 0
+        self._skipped = 0
+        self._failures: list[tuple[str, str]] = []
+        self._failure: InputError | None = None
+        self._taken: set[tuple[bytes, str, Modality]] = set()
+
+    def is_fresh(self, entry: NewEntry, contains: Callable[[bytes, str, Modality], bool]) -> bool:
+        """Whether it is neither stored nor taken yet; takes it, or counts it as skipped."""
+        key = (entry.content, entry.category, entry.modality)
+        if key in self._taken or contains(entry.content, entry.category, entry.modality):
+            self._skipped += 1
+            self._report_progress()
+            return False
+        self._taken.add(key)
+        return True
+
+    def fresh(
+        self, entries: Iterable[NewEntry], contains: Callable[[bytes, str, Modality], bool]
+    ) -> Iterator[NewEntry]:
+        """Those that are neither stored nor taken yet."""
+        return (entry for entry in entries if self.is_fresh(entry, contains))
+
+    def readable(
+        self, decoded: Iterable[tuple[Sample, NewEntry, Image.Image | InputError]]
+    ) -> Iterator[tuple[NewEntry, Image.Image]]:
+        """Decoded samples; ends where a bad one ends the addition."""
+        for sample, entry, image in decoded:
+            if isinstance(image, InputError):
+                self._taken.discard((entry.content, entry.category, entry.modality))
+                self.fail(sample, image)
+                if self.failed:
+                    return
+            else:
+                yield entry, image
+
+    def fail(self, sample: Sample, error: InputError) -> None:
+        """Count and tell a bad sample, or let it end the addition."""
+        if self._on_error is None:
+            self._failure = self._failure or error
+            return
+        self._failures.append((sample.source, str(error)))
+        self._on_error(sample, error)
+        self._report_progress()
+
+    @property
+    def failed(self) -> bool:
+        """A bad sample has come that ends the addition."""
+        return self._failure is not None
+
+    def raise_failure(self) -> None:
+        """The first bad sample's error, where nobody else is told of it."""
+        if self._failure is not None:
+            raise self._failure
+
+    def stored(self, count: int) -> None:
+        """Count entries that are safe now."""
+        self._added += count
+        self._report_progress()
+
+    def _report_progress(self) -> None:
+        if self._progress is not None:
+            self._progress(self._added + self._skipped + len(self._failures))
+
+    def report(self) -> AddReport:
+        """The counts so far."""
+        return AddReport(
+            added=self._added, skipped=self._skipped, failed=len(self._failures), failures=tuple(self._failures)
+        )
+
+
+_Item = TypeVar("_Item")
+
+
+def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Lists of ``size`` items; the last may be shorter."""
+    batch: list[_Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def hash_sample(sample: Sample) -> tuple[Sample, NewEntry | InputError]:
+    """The sample as an entry, or why it cannot be one."""
+    try:
+        if sample.label is None:
+            raise InputError(f"{sample.source}: has no label; a memory's entries need a category")  # noqa: TRY301
+        check_category(sample.label)
+        return sample, NewEntry(
+            category=sample.label,
+            modality="image",
+            source=sample.source,
+            content=_content_hash(sample.image),
+            metadata=dict(sample.metadata),
+        )
+    except InputError as error:
+        return sample, error
+
+
+def _content_hash(image: Path | Image.Image) -> bytes:
+    """SHA-256 of a file's bytes, or of a decoded image's mode, size and pixels."""
+    if isinstance(image, Image.Image):
+        head = f"{image.mode} {image.size}".encode()
+        return hashlib.sha256(head + image.tobytes()).digest()
+    path = Path(image)
+    if not path.is_file():
+        load_image(path)  # raises the error that says what is wrong with it
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from error
+
+
+class Decode:
+    """Opens a sample's image and makes its thumbnail; runs in a pool."""
+
+    def __init__(self, thumbnail_size: int | None) -> None:
+        self._thumbnail_size = thumbnail_size
+
+    def __call__(self, item: tuple[Sample, NewEntry]) -> tuple[Sample, NewEntry, Image.Image | InputError]:
+        """Decode one sample; an image that cannot be read comes back as its error."""
+        sample, entry = item
+        try:
+            image = load_image(sample.image)
+        except ImageError as error:
+            return sample, entry, error
+        if self._thumbnail_size is not None:
+            entry = replace(entry, thumbnail=thumbnail(image, self._thumbnail_size))
+        return sample, entry, image
+
+
+def check_category(name: str) -> None:
+    """Raise `InputError` where a name cannot be a category: blank, or not encodable as UTF-8."""
+    if not name.strip():
+        raise InputError("a category's name must not be blank")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the category {name!r} is not valid Unicode; rename it (its folder is not UTF-8)") from error
+
+
+def new_text(name: str, text: str, templates: tuple[str, ...]) -> NewEntry:
+    """A text entry; raises `InputError` where name or text is blank."""
+    check_category(name)
+    check_category(text)
+    content = hashlib.sha256(json.dumps([text, *templates]).encode()).digest()
+    metadata = {} if templates == ("{}",) else {"templates": list(templates)}
+    return NewEntry(category=name, modality="text", source=text, content=content, metadata=metadata)

@@ -1,0 +1,226 @@
+"""The contracts that every index and every memory meets."""
+
+# ruff: noqa: S101 - a contract check asserts
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from rarvision.encoders import Encoder
+from rarvision.errors import EncoderMismatchError, InputError, MemoryEmptyError, OptionError
+from rarvision.index import Index
+from rarvision.memory import Memory, NewEntry
+from rarvision.testing.encoders import FakeEncoder
+from rarvision.types import Sample
+
+__all__ = ["check_index", "check_memory"]
+
+
+def check_index(make: Callable[[int], Index], *, rows: int = 1_500, recall: float = 0.95) -> None:
+    """Assert what every index promises, against a plain NumPy search.
+
+    Args:
+        make: Gives an empty index of so many dimensions.
+        rows: How many vectors are tried.
+        recall: Least share of the true 10 nearest that must be found.
+    """
+    generator = np.random.default_rng(7)
+    vectors, queries = _unit(generator, rows, 24), _unit(generator, 40, 24)
+    index = make(24)
+    assert index.dim == 24
+    empty_similarities, empty_rows = index.search(queries, 3)
+    assert (empty_rows == -1).all()
+    assert np.isneginf(empty_similarities).all()
+
+    index.add(vectors[:1])
+    assert index.search(vectors[:1], 4)[1].tolist() == [[0, -1, -1, -1]]
+    index.add(vectors[1:])
+    assert len(index) == rows
+
+    _check_search(index, vectors, queries, recall, np.ones(rows, dtype=bool))
+    for share in (0.9, 0.3, 0.01):
+        _check_search(index, vectors, queries, recall, generator.random(rows) < share)
+    everything = index.search(queries[:2], rows + 5)[1]
+    assert (np.sort(everything[:, :rows], axis=1) == np.arange(rows)).all(), "k above the rows must give every row"
+    assert (everything[:, rows:] == -1).all()
+    assert (index.search(queries, 2, allowed=np.zeros(rows, dtype=bool))[1] == -1).all()
+    for wrong in (queries[:, :5], np.full((1, 24), np.nan, dtype=np.float32)):
+        with _raises(OptionError):
+            index.search(wrong, 1)
+    with _raises(OptionError):
+        index.search(queries, 0)
+
+
+def _check_search(
+    index: Index,
+    vectors: Float[np.ndarray, "rows dim"],
+    queries: Float[np.ndarray, "n dim"],
+    recall: float,
+    allowed: Bool[np.ndarray, " rows"],
+) -> None:
+    k = min(10, int(allowed.sum()))
+    similarities, found = index.search(queries, k, allowed=allowed)
+    scores = np.where(allowed, queries.astype(np.float64) @ vectors.astype(np.float64).T, -np.inf)
+    truth = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    hits = np.mean([len(set(a) & set(b)) / k for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
+    assert hits >= recall, f"recall@{k} is {hits:.3f}, expected at least {recall}"
+    assert allowed[found].all(), "a row was returned that was not allowed"
+    assert (np.diff(similarities, axis=1) <= 0).all(), "similarities must descend"
+    np.testing.assert_allclose(similarities, np.take_along_axis(scores, found, axis=1), atol=1e-5)
+
+
+def check_memory(make: Callable[[Encoder], Memory], reopen: Callable[[Memory], Memory] | None = None) -> None:
+    """Assert what every memory promises.
+
+    Args:
+        make: Gives an empty memory bound to the encoder, another one at each call.
+        reopen: Closes a memory and opens what it stored, without an encoder.
+    """
+    encoder = FakeEncoder(dim=24)
+    memory = make(encoder)
+    _check_empty(memory, encoder)
+    names = ["red", "Ünïcode 'quoted' [x]\nline", "navy"]
+    samples = [
+        Sample(source=f"{i}.png", image=_picture(i), label=names[i % 3], metadata={"n": i, "ü": ["x", None]})
+        for i in range(60)
+    ]
+    report = memory.add(samples[:40])
+    assert (report.added, report.skipped, report.failed) == (40, 0, 0), report
+    report = memory.add(samples)
+    assert (report.added, report.skipped) == (20, 40), report
+    assert memory.add([Sample(source="other", image=_picture(0), label="navy")]).added == 1, "another category"
+    assert memory.add_texts([*names, "violet"]).added == 4
+    assert memory.add_texts(["violet"]).skipped == 1
+    if reopen is not None:
+        memory = reopen(memory)
+        memory.bind(encoder)
+
+    assert (len(memory), memory.count("image"), memory.count("text")) == (65, 61, 4)
+    assert memory.categories() == [*names, "violet"]
+    assert memory.categories("image") == names
+    entries = list(memory.entries())
+    assert [entry.id for entry in entries] == sorted({entry.id for entry in entries})
+    assert [(e.category, e.source, dict(e.metadata)) for e in entries[:60]] == [
+        (s.label, s.source, dict(s.metadata)) for s in samples
+    ]
+    _check_searches(memory, encoder)
+    _check_bad_samples(memory)
+    _check_removal(memory, encoder)
+    with _raises(EncoderMismatchError):
+        memory.bind(FakeEncoder(dim=24, seed=1))
+    with _raises(EncoderMismatchError):
+        memory.add(samples, encoder=FakeEncoder(dim=8))
+    memory.close()
+    memory.close()
+
+
+def _check_empty(memory: Memory, encoder: Encoder) -> None:
+    assert len(memory) == 0
+    assert memory.categories() == []
+    assert (memory.dim, memory.encoder_fingerprint) == (encoder.dim, encoder.fingerprint)
+    assert memory.encoder is encoder
+    with _raises(MemoryEmptyError):
+        memory.search(encoder.encode_texts(["red"]), 1)
+    assert memory.vectors([]).shape == (0, encoder.dim)
+    assert len(memory.prototypes("image").categories) == 0
+
+
+def _check_searches(memory: Memory, encoder: Encoder) -> None:
+    """All results equal those of a plain search over the stored vectors."""
+    queries = np.concatenate((encoder.encode_images([_picture(7), _picture(100)]), encoder.encode_texts(["navy"])))
+    stored = {"image": list(memory.entries(modality="image")), "text": list(memory.entries(modality="text"))}
+    stored["both"] = sorted(stored["image"] + stored["text"], key=lambda entry: entry.id)
+    for which, entries in stored.items():
+        modality = None if which == "both" else entries[0].modality
+        ids = np.array([entry.id for entry in entries])
+        scores = queries @ memory.vectors(ids).T
+        for k in (1, 5, 500):
+            found = memory.search(queries, k, modality=modality)
+            expected = np.sort(scores, axis=1)[:, ::-1][:, :k]
+            got = np.array([[neighbour.similarity for neighbour in row] for row in found])
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+            for row, neighbours in enumerate(found):
+                place = np.searchsorted(ids, [neighbour.entry.id for neighbour in neighbours])
+                np.testing.assert_allclose(scores[row, place], expected[row], atol=1e-5)
+                assert all(n.entry == entries[p] for n, p in zip(neighbours, place, strict=True))
+    assert memory.search(encoder.encode_images([_picture(7)]), 1)[0][0].entry.source == "7.png"
+    prototypes = memory.prototypes("image")
+    names = memory.category_names()
+    for code, vector, count in zip(prototypes.categories, prototypes.vectors, prototypes.counts, strict=True):
+        own = memory.vectors([e.id for e in stored["image"] if e.category == names[int(code)]])
+        assert len(own) == count
+        np.testing.assert_allclose(vector, own.mean(axis=0) / np.linalg.norm(own.mean(axis=0)), atol=1e-5)
+    with _raises(OptionError):
+        memory.vectors([10**9])
+    with _raises(OptionError):
+        memory.search(queries[:, :3], 1)
+
+
+def _check_bad_samples(memory: Memory) -> None:
+    """A bad sample costs itself only, and is told; without a listener it is raised, after the good ones are safe."""
+    before = len(memory)
+    good = Sample(source="good", image=_picture(200), label="new")
+    late = Sample(source="late", image=_picture(201), label="new")
+    unlabelled = Sample(source="unlabelled", image=_picture(202))
+    told: list[str] = []
+    done: list[int] = []
+    report = memory.add([unlabelled, good], on_error=lambda sample, _: told.append(sample.source), progress=done.append)
+    assert (report.added, report.failed, report.failures[0][0]) == (1, 1, "unlabelled"), report
+    assert (told, done[-1]) == (["unlabelled"], 2)
+    with _raises(InputError):
+        memory.add([late, unlabelled])
+    assert len(memory) == before + 2
+    own = memory.vectors([next(memory.entries(source="late")).id])
+    again = NewEntry(category="elsewhere", modality="image", source="late", content=b"late")
+    assert memory.append([again], 3.0 * own).added == 1
+    assert memory.append([again], own).skipped == 1
+    np.testing.assert_allclose(memory.vectors([next(memory.entries(category="elsewhere")).id]), own, atol=1e-6)
+    for wrong in (own[:, :2], np.zeros_like(own), np.full_like(own, np.nan)):
+        with _raises(OptionError):
+            memory.append([again], wrong)
+    memory.remove(category="new")
+    memory.remove(category="elsewhere")
+    assert len(memory) == before
+
+
+def _check_removal(memory: Memory, encoder: Encoder) -> None:
+    last = max(entry.id for entry in memory.entries())
+    revision = memory.revision
+    with _raises(OptionError):
+        memory.remove()
+    assert memory.remove(category="no such category") == 0
+    assert memory.remove(source="7.png") == 1
+    assert memory.remove(ids=[10**9]) == 0
+    assert memory.revision > revision
+    query = encoder.encode_images([_picture(7)])
+    assert all(hit.entry.source != "7.png" for hit in memory.search(query, 100)[0])
+    assert memory.remove(category="navy") == 20 + 1 + 1
+    assert "navy" not in memory.categories()
+    assert all(hit.entry.category != "navy" for hit in memory.search(query, 100)[0])
+    assert memory.add([Sample(source="7.png", image=_picture(7), label="red")]).added == 1
+    assert max(entry.id for entry in memory.entries()) > last, "ids must not be used twice"
+
+
+@contextmanager
+def _raises(kind: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kind:
+        return
+    raise AssertionError(f"expected {kind.__name__}")
+
+
+def _picture(number: int) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _unit(generator: np.random.Generator, rows: int, dim: int) -> Float[np.ndarray, "rows dim"]:
+    vectors = generator.standard_normal((rows, dim)).astype(np.float32)
+    unit: Float[np.ndarray, "rows dim"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
