@@ -51,7 +51,7 @@ def write(tokens, names, choose):
     while not speller.done:
         allowed = speller.allowed()
         assert allowed, f"stuck after {written!r}"
-        token = choose(allowed)
+        token = int(choose(allowed))
         written += tokens.by_id[token]
         speller.push(token)
         steps += 1

@@ -15,6 +15,9 @@ __all__ = ["ContinuationScorer", "Prompts", "common_start"]
 
 _log = logging.getLogger(__name__)
 
+_LogProbs = Float[np.ndarray, " _"]
+"""Of one prompt's continuations; each prompt has its own number of them."""
+
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Inputs with one value a token; all others (pixels, grids) belong to the images."""
 
@@ -92,7 +95,7 @@ class ContinuationScorer:
         continuations: Sequence[Sequence[Sequence[int]]],
         *,
         single: Callable[[int], Prompts] | None = None,
-    ) -> list[Float[np.ndarray, " n"]]:
+    ) -> list[_LogProbs]:
         """Summed natural log-probabilities (float64) of each prompt's continuations.
 
         Args:
@@ -129,7 +132,7 @@ class ContinuationScorer:
 
     def _check(
         self,
-        scored: Sequence[Float[np.ndarray, " n"]],
+        scored: Sequence[_LogProbs],
         continuations: Sequence[Sequence[Sequence[int]]],
         single: Callable[[int], Prompts],
     ) -> None:
@@ -167,9 +170,7 @@ class ContinuationScorer:
     def _has_images(inputs: dict[str, Any]) -> bool:
         return any(key in inputs for key in ("pixel_values", "image_grid_thw"))
 
-    def _shared(
-        self, prompts: Prompts, continuations: Sequence[Sequence[Sequence[int]]]
-    ) -> list[Float[np.ndarray, " n"]]:
+    def _shared(self, prompts: Prompts, continuations: Sequence[Sequence[Sequence[int]]]) -> list[_LogProbs]:
         """Prompts once, with the tokens that all of a prompt's continuations share; then the rest on their cache."""
         shared = [min(common_start(texts), min(map(len, texts)) - 1) for texts in continuations]
         starts = [list(texts[0][:n]) for texts, n in zip(continuations, shared, strict=True)]
@@ -195,7 +196,7 @@ class ContinuationScorer:
 
     def _add_rests(
         self,
-        totals: list[Float[np.ndarray, " n"]],
+        totals: list[_LogProbs],
         prompts: Prompts,
         output: Any,
         rests: list[tuple[int, int, list[int]]],
@@ -247,7 +248,7 @@ class ContinuationScorer:
                     a_row += 2 * part[0].numel() * part.element_size()
         return int(max(4, _MEMORY_BUDGET // max(1, a_row)))
 
-    def _scratch(self, prompt: Prompts, texts: Sequence[Sequence[int]]) -> Float[np.ndarray, " n"]:
+    def _scratch(self, prompt: Prompts, texts: Sequence[Sequence[int]]) -> _LogProbs:
         """Each continuation of one prompt by a full forward pass of its own: slow, but needs no cache or positions."""
         import torch
 
