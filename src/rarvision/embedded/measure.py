@@ -39,6 +39,7 @@ STRATEGIES: dict[str, dict[str, object]] = {
     "pointwise": {"strategy": "pointwise"},
 }
 K = 5
+_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,14 @@ def markdown(results: dict[str, list[Row]]) -> str:
     return "\n".join(lines)
 
 
+def write_card(card: Path, tables: str) -> None:
+    """Replace the card's figures, which stand between two marks."""
+    text = card.read_text(encoding="utf-8")
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    card.write_text(f"{before}{_BEGIN}\n{tables}\n{_END}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m rarvision.embedded.measure", description=__doc__)
@@ -257,17 +266,21 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--json", type=Path, help="also write the raw values here")
+    parser.add_argument("--card", type=Path, help="also write the tables into this model card")
     options = parser.parse_args()
-    raw = {}
+    raw, tables = {}, []
     for clip, full in (("clip-16", True), ("clip-32", False)):
         results = {}
         for domain in options.domains:
             results[domain] = measure(domain, options.seeds, options.queries, clip=clip, full=full)
             print(f"# {clip} {domain}", *(f"{r.method}: {r.text()}" for r in results[domain]), sep="\n  ", flush=True)
         raw[clip] = {d: {r.method: r.values for r in rows} for d, rows in results.items()}
-        print(f"\n### {clip}\n\n{markdown(results)}\n", flush=True)
+        tables.append(f"\n### Candidates by `{clip}`\n\n{markdown(results)}\n")
+        print(tables[-1], flush=True)
     if options.json:
         options.json.write_text(json.dumps(raw, indent=1))
+    if options.card:
+        write_card(options.card, "".join(tables))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Schedule:
     clip_domain_weights: tuple[float, ...] = (4, 2, 8, 4, 4)
     mllm_batch: int = 32
     mllm_caption_steps: int = 250
-    mllm_steps: int = 2_600
+    mllm_steps: int = 3_200
     mllm_tokens: int = 232
     clip16: ViTSize = ViTSize(image=16, patch=4)
     clip32: ViTSize = ViTSize(image=32, patch=4)

@@ -31,10 +31,12 @@ __all__ = ["MLLMTrainer", "Retrieved", "train_mllm"]
 
 log = logging.getLogger(__name__)
 
-Retrieved = dict[str, list[list[tuple[int, ...]]]]
-"""By domain, for each training image: categories that the small CLIP retrieved, the truth among them."""
+Retrieved = np.ndarray
+"""For each training image, the codes of what the small CLIP retrieved, best first; -1 for none."""
 
 _HELD_OUT_ROWS = 8
+_JUDGED = 3
+_HELD_OUT_TOKENS = 44
 
 
 def _build(schedule: Schedule, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
@@ -134,7 +136,9 @@ def _list_length(rng: random.Random) -> int:
 class _Mix:
     """Draws the questions of a batch."""
 
-    def __init__(self, writer: TurnWriter, data: list[DomainImages], retrieved: Retrieved, schedule: Schedule) -> None:
+    def __init__(
+        self, writer: TurnWriter, data: list[DomainImages], retrieved: dict[str, Retrieved], schedule: Schedule
+    ) -> None:
         self.writer, self.data, self.retrieved, self.schedule = writer, data, retrieved, schedule
         self.lists = {d.domain: Candidates(d.domain) for d in data}
 
@@ -143,7 +147,7 @@ class _Mix:
     ) -> list[tuple[int, ...]]:
         kind = rng.random()
         if kind < 0.35 and k > 1:
-            codes = self.retrieved[domain][row][:k]
+            codes = [tuple(code) for code in self.retrieved[domain][row, :k].tolist() if code[0] >= 0]
             if truth not in codes:
                 codes = [truth, *codes[: k - 1]]
             if len(codes) == k:
@@ -151,6 +155,16 @@ class _Mix:
         if kind < 0.9:
             return self.lists[domain].cluster(truth, k, rng)
         return self.lists[domain].anywhere(truth, k, rng)
+
+    def single_names(self, domain: str, truth: tuple[int, ...], rng: random.Random) -> list[Turn]:
+        """Ask about one image of the held-out domain: its name, and whether single names fit; never a list."""
+        turns = [self.writer.naming(domain, truth)]
+        for _ in range(_JUDGED):
+            code = truth
+            if rng.random() < 0.5:
+                code = next(c for c in self.lists[domain].cluster(truth, 2, rng) if c != truth)
+            turns.append(self.writer.yes_no(domain, code, truth))
+        return turns
 
     def turns(self, domain: str, row: int, truth: tuple[int, ...], rng: random.Random) -> list[Turn]:
         """Questions about one image of a ranking domain, up to the row's budget of tokens."""
@@ -181,7 +195,7 @@ class _Mix:
         return made
 
     def rows(self, step: int, n: int, *, held_out: bool) -> tuple[list[tuple[int, int]], list[list[Turn]]]:
-        """Choose n images and their questions: (set, row) and turns; the held-out domain is only ever named."""
+        """Choose n images and their questions: (set, row) and turns; the held-out domain never sees a list."""
         rng = random.Random(f"{self.schedule.seed}-{step}-{held_out}")  # noqa: S311 - no secret
         which = [i for i, d in enumerate(self.data) if (d.domain == HELD_OUT_DOMAIN) == held_out]
         rows, turns = [], []
@@ -191,9 +205,10 @@ class _Mix:
             row = rng.randrange(len(data.codes))
             truth = tuple(int(v) for v in data.codes[row])
             rows.append((part, row))
-            turns.append(
-                [self.writer.naming(data.domain, truth)] if held_out else self.turns(data.domain, row, truth, rng)
-            )
+            if held_out:
+                turns.append(self.single_names(data.domain, truth, rng))
+            else:
+                turns.append(self.turns(data.domain, row, truth, rng))
         return rows, turns
 
 
@@ -202,7 +217,7 @@ def train_mllm(
     features: list[torch.Tensor],
     validation: list[tuple[DomainImages, torch.Tensor, list[list[tuple[int, ...]]]]],
     *,
-    retrieved: Retrieved,
+    retrieved: dict[str, Retrieved],
     tower: Tower,
     schedule: Schedule,
     out: Path,
@@ -229,9 +244,8 @@ def train_mllm(
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rows, turns = mix.rows(step, _HELD_OUT_ROWS, held_out=True)
-        names_only, _ = trainer.loss(
-            pack(trainer.writer, turns, image_tokens=trainer.tokens, length=8), gather(rows), device
-        )
+        held_out = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=_HELD_OUT_TOKENS)
+        single_names, _ = trainer.loss(held_out, gather(rows), device)
         captions = step < schedule.mllm_caption_steps
         n = schedule.mllm_batch * (4 if captions else 1)
         rows, turns = mix.rows(step, n, held_out=False)
@@ -240,7 +254,7 @@ def train_mllm(
         length = 8 if captions else schedule.mllm_tokens
         packed = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=length)
         loss, figures = trainer.loss(packed, gather(rows), device)
-        return loss + 0.25 * names_only, {**figures, "held": float(names_only.detach())}
+        return loss + 0.5 * single_names, {**figures, "held": float(single_names.detach())}
 
     def validate(step: int) -> None:
         for images, states, groups in validation:

@@ -122,10 +122,15 @@ def train_tower(
 
 
 @torch.no_grad()
-def patch_features(tower: Tower, data: DomainImages, device: str, batch: int = 500) -> torch.Tensor:
-    """Frozen features of all images, float16 ``(n, patches, width)``, on the CPU."""
-    parts = []
-    for start in range(0, len(data.pixels), batch):
-        pixels = torch.from_numpy(normalised(data.pixels[start : start + batch])).to(device)
-        parts.append(tower.patches(pixels).to("cpu", torch.float16))
-    return torch.cat(parts)
+def patch_features(tower: Tower, data: DomainImages, device: str, *, kept: Path, batch: int = 500) -> torch.Tensor:
+    """Frozen features of all images, float16 ``(n, patches, width)``, on the CPU; kept in a file for resumed runs."""
+    if not kept.exists():
+        parts = []
+        for start in range(0, len(data.pixels), batch):
+            pixels = torch.from_numpy(normalised(data.pixels[start : start + batch])).to(device)
+            parts.append(tower.patches(pixels).to("cpu", torch.float16))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(".part.npy")
+        np.save(part, torch.cat(parts).numpy())
+        part.replace(kept)
+    return torch.from_numpy(np.load(kept))
