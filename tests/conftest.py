@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Shapes and dtypes in signatures hold in every test: checked at run time here, and nowhere else. (The command line is
@@ -29,6 +30,9 @@ _CHECKED = (
     "retrieval",
 )
 install_import_hook([f"rarvision.{name}" for name in _CHECKED], "shape_checks.checked")
+
+settings.register_profile("rarvision", deadline=None)  # the time of one example says nothing on a busy machine
+settings.load_profile("rarvision")
 
 _REQUIRE_DATA = os.environ.get("RARVISION_REQUIRE_DATA") == "1"
 

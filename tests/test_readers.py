@@ -10,6 +10,7 @@ from PIL import Image
 from rarvision.datasets import CSVDataset, Dataset, ImageFolder, Item, JSONLDataset, NameList, Subset, open_dataset
 from rarvision.errors import DatasetError, OptionError
 from rarvision.images import load_image
+from rarvision.testing import check_dataset
 
 ODD_NAMES = ["Siamese", "Bird's eye", 'the "big" one', "a [b] c", "two, three", "naïve 図鑑", "#1", "{x}"]
 
@@ -57,6 +58,40 @@ def test_image_folder(tree):
     assert ImageFolder(tree, rename=str.title).categories == ("Abyssinian Cat", "Beagle")
     with pytest.raises(IndexError, match="7 samples"):
         dataset[7]
+
+
+def test_datasets_meet_the_contract(tree, tmp_path):
+    rows = [(str(path), path.parent.name) for path in sorted(tree.rglob("*.png"))]
+    (tmp_path / "set.csv").write_text("image,label\n" + "".join(f"{image},{label}\n" for image, label in rows))
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps({"image": i, "label": c}) + "\n" for i, c in rows))
+    folder = ImageFolder(tree)
+    for dataset in (
+        folder,
+        CSVDataset(tmp_path / "set.csv"),
+        JSONLDataset(tmp_path / "set.jsonl"),
+        folder.select([4, 1]),
+    ):
+        check_dataset(dataset)
+
+
+def test_the_contract_finds_faults():
+    class Doubled(Synthetic):
+        @property
+        def items(self):
+            return self._items + self._items[:1]
+
+    class Flickering(Synthetic):
+        shade = 0
+
+        def _image(self, index):
+            self.shade += 1
+            return Image.new("RGB", (1, 1), (self.shade, 0, 0))
+
+    check_dataset(Synthetic({"a": 3, "b": 2}))
+    with pytest.raises(AssertionError, match="unique"):
+        check_dataset(Doubled({"a": 2}))
+    with pytest.raises(AssertionError, match="another image each time"):
+        check_dataset(Flickering({"a": 2}))
 
 
 def test_image_folder_refuses(tree):

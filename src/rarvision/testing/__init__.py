@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from rarvision.testing.chat import FakeChat, check_chat
+from rarvision.testing.datasets import check_dataset
 from rarvision.testing.encoders import FakeEncoder, check_encoder
 from rarvision.testing.memory import check_index, check_memory
+from rarvision.testing.ranking import check_ranker
+from rarvision.testing.server import FakeServer, Fault, absent_url
 
-__all__ = ["FakeEncoder", "check_encoder", "check_index", "check_memory"]
+__all__ = [
+    "FakeChat",
+    "FakeEncoder",
+    "FakeServer",
+    "Fault",
+    "absent_url",
+    "check_chat",
+    "check_dataset",
+    "check_encoder",
+    "check_index",
+    "check_memory",
+    "check_ranker",
+]
