@@ -7,7 +7,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Literal, TypeVar, final
 from urllib.parse import urlsplit
 
@@ -238,7 +238,11 @@ class HTTPChat(Chat):
         self._model_name()  # ask once, not in every thread
         pool = ThreadPoolExecutor(min(self._concurrency, len(items)), thread_name_prefix="rarvision-http")
         try:
-            return list(pool.map(ask, items))
+            running = [pool.submit(ask, item) for item in items]
+            done, _ = wait(running, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # raises where one failed
+            return [future.result() for future in running]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # on success all are done; on failure none is waited for
 
