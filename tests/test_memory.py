@@ -194,7 +194,8 @@ from rarvision.memory import LocalMemory, NewEntry
 memory = LocalMemory.open(sys.argv[1])
 generator = np.random.default_rng(1)
 for i in range(10_000):
-    entries = [NewEntry(category="c", modality="image", source=f"{i}-{j}", content=f"{i}-{j}".encode()) for j in range(3)]
+    names = [f"{i}-{j}" for j in range(3)]
+    entries = [NewEntry(category="c", modality="image", source=name, content=name.encode()) for name in names]
     memory.append(entries, generator.standard_normal((3, 16)).astype(np.float32))
     print(i, flush=True)
 """

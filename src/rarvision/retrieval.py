@@ -51,8 +51,8 @@ class Retriever:
     exponential kernel is Tip-Adapter's. Its *text score* is the similarity to the mean of its texts.
 
     Fusion maps text scores linearly onto the scale of image scores, so that the categories that are wrong have the
-    same mean and spread by both (estimated on the memory's own images), and mixes them: ``(1 - text_weight) * image +
-    text_weight * text``. A category with only one of the two keeps that one.
+    same mean and spread by both (estimated on the memory's own images, where there are such categories), and mixes
+    them: ``(1 - text_weight) * image + text_weight * text``. A category with only one of the two keeps that one.
 
     Args:
         memory: What is searched.
@@ -283,22 +283,23 @@ class Retriever:
             else:  # means are known for all categories, neighbours only for the near ones
                 image = self._prototype_scores(vectors, codes, "image")
             text = self._prototype_scores(vectors, codes, "text")
-            image_mean, image_spread = _mean_and_spread(image, wrong)
-            text_mean, text_spread = _mean_and_spread(text, wrong)
-            ratio = image_spread / text_spread if image_spread > 0 and text_spread > 0 else 1.0
-            scale = _Scale(image_mean=image_mean, text_mean=text_mean, ratio=self._text_ratio or ratio)
+            by_image, by_text = _mean_and_spread(image, wrong), _mean_and_spread(text, wrong)
+            if by_image is None or by_text is None:
+                scale = _Scale(ratio=self._text_ratio or 1.0)
+            else:
+                ratio = by_image[1] / by_text[1] if by_image[1] > 0 and by_text[1] > 0 else 1.0
+                scale = _Scale(image_mean=by_image[0], text_mean=by_text[0], ratio=self._text_ratio or ratio)
             self._scale_cache = (revision, scale)
         return self._scale_cache[1]
 
 
-def _mean_and_spread(scores: Float[np.ndarray, "n c"], wrong: Bool[np.ndarray, "n c"]) -> tuple[float, float]:
-    """Mean, and root mean square of each row's deviations, of the scores of wrong categories."""
+def _mean_and_spread(scores: Float[np.ndarray, "n c"], wrong: Bool[np.ndarray, "n c"]) -> tuple[float, float] | None:
+    """Mean, and root mean square of each row's deviations, of the scores of wrong categories; None without any."""
     used = np.isfinite(scores) & wrong
     counts = used.sum(axis=1)
     rows = counts > 0
     if not rows.any():
-        finite = scores[np.isfinite(scores)]
-        return (float(finite.mean()) if len(finite) else 0.0), 0.0
+        return None
     kept = np.where(used, scores, 0.0)[rows]
     means = kept.sum(axis=1) / counts[rows]
     deviations = np.where(used[rows], kept - means[:, None], 0.0)
