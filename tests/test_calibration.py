@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rarvision.calibration import (
@@ -24,6 +24,7 @@ from rarvision.errors import OptionError
 SCORES = st.lists(st.floats(-50, 50), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(SCORES)
 def test_log_softmax_is_a_distribution_in_the_same_order(scores):
     log_probs = log_softmax(np.array(scores))
@@ -56,6 +57,7 @@ def test_ranker_scores_take_temperature_and_unreported_ones_a_floor():
     assert ranker_log_scores([0, 1], [-math.inf] * 2, calibration) == pytest.approx([-math.log(2)] * 2)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_limits_of_the_weight(data):
     n = data.draw(st.integers(1, 6))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rarvision.errors import InputError, OptionError
@@ -22,6 +22,7 @@ LABELS = st.sampled_from("abc")
 CASES = st.lists(st.tuples(st.lists(LABELS, max_size=4), LABELS), min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(CASES, st.integers(1, 5))
 def test_topk_counts_hits(cases, k):
     ranked, labels = zip(*cases, strict=True)
@@ -35,6 +36,7 @@ def test_topk_counts_hits(cases, k):
     assert recall_at_k(ranked, labels, k=k) == topk_accuracy(ranked, labels, k=k)
 
 
+@settings(deadline=None)
 @given(CASES)
 def test_mean_per_class(cases):
     predicted = [names[0] if names else None for names, _ in cases]
@@ -48,6 +50,7 @@ def test_repeats_take_places():
     assert recall_at_k([["a", "a", "b"]], ["b"], k=2) == 0.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50), st.integers(1, 20))
 def test_calibration_error(pairs, bins):
     total = 0.0

@@ -336,7 +336,7 @@ def test_what_is_named_keeps_its_order(data, kept):
      "tulip: x, "],
 )  # fmt: skip
 def test_long_answers_take_linear_time(unit):
-    answer = "rose - " + unit * (100_000 // len(unit))
+    answer = "rose - " + unit * (40_000 // len(unit))
     started = time.process_time()
     read(answer, [*ABC, *NASTY])
-    assert time.process_time() - started < 8.0
+    assert time.process_time() - started < 4.0
