@@ -83,6 +83,12 @@ def test_equals_plain_transformers(checkpoints, family):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_pixels_do_not_depend_on_torchvision(checkpoints, family):
+    processor = TransformersEncoder(checkpoints[family])._processor
+    assert type(processor).__name__.endswith("Pil"), "the other backend would be chosen where torchvision is installed"
+
+
 def test_texts_of_siglip_do_not_depend_on_case_or_on_their_neighbours(checkpoints):
     encoder = TransformersEncoder(checkpoints["siglip"])
     lower, upper = encoder.encode_texts(["barn owl", "Barn OWL"])

@@ -8,7 +8,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -449,3 +451,27 @@ def test_another_encoder_is_refused(memory):
         LocalMemory.open(memory.path, encoder=FakeEncoder(dim=16, seed=1))
     with LocalMemory.open(memory.path) as again, pytest.raises(EncoderError, match="cannot be loaded by name"):
         _ = again.encoder
+
+
+def test_threads_search_while_one_adds(memory):
+    memory.append(new_entries(range(50)), unit(50))
+    queries = unit(20, seed=4)
+    stop = threading.Event()
+
+    def search():
+        last = 0
+        while not stop.is_set():
+            found = memory.nearest(queries, 500).ids
+            count = int((found[0] >= 0).sum())
+            assert count >= last
+            assert {entry.id for entry in memory.entries(ids=found[0][found[0] >= 0])} == set(found[0].tolist()) - {-1}
+            last = count
+        return last
+
+    with ThreadPoolExecutor(4) as pool:
+        searches = [pool.submit(search) for _ in range(4)]
+        for i in range(50, 90):
+            memory.append(new_entries([i]), unit(1, seed=i))
+        stop.set()
+        assert all(50 <= each.result() <= 90 for each in searches)
+    assert len(memory.search(queries, 500)[0]) == 90
