@@ -53,7 +53,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     from rich.text import Text
 
     filled = [[printable(value) for value in row] for row in rows]
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=None if title is None else Text(printable(title)),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        show_header=any(columns),
+    )
     for number, column in enumerate(columns):
         numeric = bool(filled) and all(row[number][:1].isdigit() or row[number][:1] in ("-", "") for row in filled)
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
