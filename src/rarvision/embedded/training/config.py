@@ -37,7 +37,8 @@ class Schedule:
     clip_domain_weights: tuple[float, ...] = (4, 2, 8, 4, 4)
     mllm_batch: int = 32
     mllm_caption_steps: int = 250
-    mllm_steps: int = 3_200
+    mllm_steps: int = 1_700
+    mllm_list_steps: int = 1_600
     mllm_tokens: int = 232
     clip16: ViTSize = ViTSize(image=16, patch=4)
     clip32: ViTSize = ViTSize(image=32, patch=4)
@@ -48,6 +49,7 @@ class Schedule:
     lm_mlp: int = 384
     word_probe_layer: int = 2
     candidate_probe_layer: int = 3
+    pointer_probe_layer: int = 4
 
     def scaled(self, factor: float) -> Schedule:
         """The same with every amount of data and steps multiplied; for a dry run."""
@@ -59,5 +61,6 @@ class Schedule:
             "tower_images",
             "mllm_caption_steps",
             "mllm_steps",
+            "mllm_list_steps",
         )
         return replace(self, **{name: max(1, round(getattr(self, name) * factor)) for name in names})

@@ -28,7 +28,8 @@ class Turn:
     """Tokens of one question and its answer, with what is learned where.
 
     ``weights`` is positive on answer tokens only. ``word_targets`` (1 the word fits the image, 0 it does not, -1
-    nothing) stands at every word of a candidate, ``candidate_targets`` at its last one; both feed probes that only
+    nothing) stands at every word of a candidate, ``candidate_targets`` at its last one; ``pointer_targets`` says at a
+    candidate's words, and where an answer is about to copy one, which of the list it is. They feed probes that only
     the training has.
     """
 
@@ -36,16 +37,19 @@ class Turn:
     weights: list[float] = field(default_factory=list)
     word_targets: list[int] = field(default_factory=list)
     candidate_targets: list[int] = field(default_factory=list)
+    pointer_targets: list[int] = field(default_factory=list)
 
-    def text(self, ids: list[int], weight: float = 0.0) -> None:
+    def text(self, ids: list[int], weight: float = 0.0, pointer: int = -1) -> None:
         """Append tokens; with a weight, as part of the answer."""
+        self.pointer_targets += [pointer] * len(ids)
         self.ids += ids
         self.weights += [weight] * len(ids)
         self.word_targets += [-1] * len(ids)
         self.candidate_targets += [-1] * len(ids)
 
-    def candidate(self, ids: list[int], code: tuple[int, ...], truth: tuple[int, ...]) -> None:
+    def candidate(self, ids: list[int], code: tuple[int, ...], truth: tuple[int, ...], index: int = -1) -> None:
         """Append a candidate's name inside a question."""
+        self.pointer_targets += [index] * len(ids)
         self.ids += ids
         self.weights += [0.0] * len(ids)
         self.word_targets += [int(a == b) for a, b in zip(code, truth, strict=True)]
@@ -120,11 +124,12 @@ class TurnWriter:
         for i, code in enumerate(codes):
             if i:
                 turn.text(self._between)
-            turn.candidate(self.name(domain, code), code, truth)
+            turn.candidate(self.name(domain, code), code, truth, i)
         turn.text(self._closing + after + self.assistant)
         for i, code in enumerate([truth, *(c for c in codes if c != truth)]):
-            turn.text(self._between if i else self._opening, 0.3)
-            turn.text(self.name(domain, code), 1.0 if i == 0 else 0.5)
+            place = codes.index(code)
+            turn.text(self._between if i else self._opening, 0.3, place)
+            turn.text(self.name(domain, code), 1.0 if i == 0 else 0.7, place)
         turn.text([*self._closing, self.eos], 0.3)
         return turn
 
@@ -213,6 +218,7 @@ class Packed:
     weights: np.ndarray
     word_targets: np.ndarray
     candidate_targets: np.ndarray
+    pointer_targets: np.ndarray
     allowed: np.ndarray
 
 
@@ -227,6 +233,7 @@ def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, leng
     weights = np.zeros((n, total), np.float32)
     words = np.full((n, total), -1, np.int64)
     candidates = np.full((n, total), -1, np.int64)
+    pointers = np.full((n, total), -1, np.int64)
     owner = np.full((n, total), -1, np.int64)
     ids[:, :p], positions[:, :p], owner[:, :p] = prefix, np.arange(p), 0
     for row, row_turns in enumerate(turns):
@@ -240,6 +247,7 @@ def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, leng
             positions[row, span] = np.arange(p, p + m)
             words[row, span] = turn.word_targets
             candidates[row, span] = turn.candidate_targets
+            pointers[row, span] = turn.pointer_targets
             owner[row, span] = number
             answer = np.asarray(turn.weights, np.float32)
             # position i predicts token i + 1
@@ -256,5 +264,6 @@ def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, leng
         weights=weights,
         word_targets=words,
         candidate_targets=candidates,
+        pointer_targets=pointers,
         allowed=allowed,
     )

@@ -68,15 +68,18 @@ def _build(schedule: Schedule, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
 
 
 class MLLMTrainer(nn.Module):
-    """Projector, language model, and two probes that only the training has.
+    """Projector, language model, and three probes that only the training has.
 
-    The probes ask, at every word of a candidate in a question, whether it fits the image, and at its last word
-    whether the whole name does. They give dense supervision to the comparison that ranking is made of.
+    Two ask, at every word of a candidate in a question, whether it fits the image, and at its last word whether the
+    whole name does: dense supervision for the comparison that ranking is made of. The third asks which candidate of
+    the list a word belongs to, in the question and where the answer copies it: lists of look-alikes are else copied
+    with parts of one in another.
     """
 
     def __init__(self, schedule: Schedule, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         self.schedule = schedule
+        self.pointing = False
         self.writer = TurnWriter(tokenizer)
         self.tokens = (schedule.tower.image // schedule.tower.patch) ** 2
         llava = _build(schedule, tokenizer)
@@ -84,6 +87,7 @@ class MLLMTrainer(nn.Module):
         self.language_model = llava.model.language_model
         self.word_probe = nn.Linear(schedule.lm_width, 1)
         self.candidate_probe = nn.Linear(schedule.lm_width, 1)
+        self.pointer_probe = nn.Linear(schedule.lm_width, 20)
 
     def states(self, packed: Packed, features: torch.Tensor, device: str) -> tuple[torch.Tensor, ...]:
         """Hidden states of all layers for a packed batch; the last is normalised."""
@@ -123,6 +127,13 @@ class MLLMTrainer(nn.Module):
                 )
                 loss = loss + 0.5 * value
                 figures[name] = float(value.detach())
+        target = torch.from_numpy(packed.pointer_targets).to(device)
+        where = target >= 0
+        if self.pointing and bool(where.any()):
+            logits = self.pointer_probe(states[self.schedule.pointer_probe_layer][where])
+            value = nn.functional.cross_entropy(logits, target[where])
+            loss = loss + 0.5 * value
+            figures["pointer"] = float(value.detach())
         return loss, figures
 
 
@@ -141,6 +152,7 @@ class _Mix:
     ) -> None:
         self.writer, self.data, self.retrieved, self.schedule = writer, data, retrieved, schedule
         self.lists = {d.domain: Candidates(d.domain) for d in data}
+        self.shares = (0.35, 0.45, 0.2)
 
     def _codes(
         self, domain: str, row: int, truth: tuple[int, ...], k: int, rng: random.Random
@@ -171,9 +183,9 @@ class _Mix:
         writer, budget = self.writer, self.schedule.mllm_tokens
         made = [writer.naming(domain, truth)]
         left = budget - len(made[0].ids)
-        kinds = ["ranking", "choice", "yes"]
+        kinds = ["ranking", "choice"]
         while left > 12:
-            kind = kinds.pop(0) if kinds else rng.choices(("ranking", "choice", "yes"), (0.35, 0.45, 0.2))[0]
+            kind = kinds.pop(0) if kinds else rng.choices(("ranking", "choice", "yes"), self.shares)[0]
             if kind == "yes":
                 near = self.lists[domain].cluster(truth, 2, rng)
                 code = truth if rng.random() < 0.5 else next(c for c in near if c != truth)
@@ -234,19 +246,20 @@ def train_mllm(
     torch.manual_seed(schedule.seed + 2)
     tokenizer = mllm_tokenizer()
     trainer = MLLMTrainer(schedule, tokenizer).to(device).train()
-    optimisers = Optimisers(
-        trainer.named_parameters(), steps=schedule.mllm_steps, is_matrix=lambda key, _: ".layers." in key
-    )
     mix = _Mix(trainer.writer, data, retrieved, schedule)
+
+    captions_until = schedule.mllm_caption_steps
 
     def gather(rows: list[tuple[int, int]]) -> torch.Tensor:
         return torch.stack([features[part][row] for part, row in rows]).float()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        if trainer.pointing:
+            step += schedule.mllm_steps  # other images than in the first phase
         rows, turns = mix.rows(step, _HELD_OUT_ROWS, held_out=True)
         held_out = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=_HELD_OUT_TOKENS)
         single_names, _ = trainer.loss(held_out, gather(rows), device)
-        captions = step < schedule.mllm_caption_steps
+        captions = step < captions_until
         n = schedule.mllm_batch * (4 if captions else 1)
         rows, turns = mix.rows(step, n, held_out=False)
         if captions:
@@ -262,17 +275,29 @@ def train_mllm(
             text = " ".join(f"{key} {value:.3f}" for key, value in figures.items())
             log.info("mllm %d: %s %s", step, images.domain, text)
 
-    train_loop(
-        "mllm",
-        trainer,
-        optimisers,
-        steps=schedule.mllm_steps,
-        loss_of=loss_of,
-        checkpoint=out / "mllm.checkpoint",
-        validate=validate,
-        validate_every=500,
-        log_every=50,
-    )
+    # First to compare, on all kinds of questions; then, with lists in the majority, to copy as well.
+    for phase, steps, lr in (("mllm", schedule.mllm_steps, 1.0), ("mllm-lists", schedule.mllm_list_steps, 0.7)):
+        if phase == "mllm-lists":
+            trainer.pointing, mix.shares, captions_until = True, (0.8, 0.13, 0.07), 0
+        optimisers = Optimisers(
+            trainer.named_parameters(),
+            steps=steps,
+            muon_lr=0.02 * lr,
+            adam_lr=1e-3 * lr,
+            is_matrix=lambda key, _: ".layers." in key,
+            decay_from=1.0 if phase == "mllm" else 0.1,
+        )
+        train_loop(
+            phase,
+            trainer,
+            optimisers,
+            steps=steps,
+            loss_of=loss_of,
+            checkpoint=out / f"{phase}.checkpoint",
+            validate=validate,
+            validate_every=500,
+            log_every=50,
+        )
     save(trainer, tower, tokenizer, schedule, folder)
 
 
