@@ -39,7 +39,13 @@ STRATEGIES: dict[str, dict[str, object]] = {
     "pointwise": {"strategy": "pointwise"},
 }
 K = 5
+_CONTROLLED = 500
+_FITTING = 150  # names of the vocabulary that the MLLM's context of 1,024 tokens holds, with their prompt
 _BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+Raw = dict[str, dict[str, dict[str, Sequence[float]]]]
+"""Encoder, domain, method: the values over the seeds."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ class Row:
     values: tuple[float, ...]
 
     def text(self) -> str:
-        """Mean and spread (standard deviation over the seeds)."""
+        """Mean and spread (standard deviation over the seeds); only the value where there is one."""
+        if len(self.values) == 1:
+            return f"{self.values[0]:.1f}"
         return f"{np.mean(self.values):.1f} ± {np.std(self.values):.1f}"
 
 
@@ -190,7 +198,7 @@ def _controls(world: _World, retriever: Retriever, add: Callable[[str, float], N
     """The image swapped for another's, and the candidates shuffled; ranker alone, truth among the candidates."""
     vectors = world.memory.encoder.encode_images([s.image for s in world.samples])
     lists: list[list[Candidate]] = retriever.retrieve(vectors)
-    kept = [i for i, found in enumerate(lists) if world.labels[i] in [c.category for c in found]]
+    kept = [i for i, found in enumerate(lists) if world.labels[i] in [c.category for c in found]][:_CONTROLLED]
     names = [[c.category for c in lists[i]] for i in kept]
     images = [world.samples[i].image for i in kept]
     swapped = [*images[7:], *images[:7]]
@@ -228,11 +236,12 @@ def measure(domain: str, seeds: Sequence[int], queries: int, *, clip: str, full:
             retriever = Retriever(world.memory, k=K)
             if full:
                 add("MLLM alone: names it", world.naming(encoder))
-                add("MLLM alone: ranks 150 of the 200 names", world.as_many_as_fit(150, min(200, queries)))
+                add(f"MLLM alone: ranks {_FITTING} of the 200 names", world.as_many_as_fit(_FITTING, min(100, queries)))
                 for name, value in world.tower(domain).items():
                     add(name, value)
                 _strategy_rows(world, retriever, add)
-                _controls(world, retriever, add)
+                if seed == seeds[0]:
+                    _controls(world, retriever, add)
             else:
                 for strategy in ("likelihood", "choice"):
                     ranker = Ranker(chat, strategy=strategy)
@@ -266,21 +275,28 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--json", type=Path, help="also write the raw values here")
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="do not measure: join what --json wrote")
     parser.add_argument("--card", type=Path, help="also write the tables into this model card")
     options = parser.parse_args()
-    raw, tables = {}, []
-    for clip, full in (("clip-16", True), ("clip-32", False)):
-        results = {}
-        for domain in options.domains:
-            results[domain] = measure(domain, options.seeds, options.queries, clip=clip, full=full)
-            print(f"# {clip} {domain}", *(f"{r.method}: {r.text()}" for r in results[domain]), sep="\n  ", flush=True)
-        raw[clip] = {d: {r.method: r.values for r in rows} for d, rows in results.items()}
-        tables.append(f"\n### Candidates by `{clip}`\n\n{markdown(results)}\n")
-        print(tables[-1], flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(raw, indent=1))
+    raw: Raw = {}
+    for file in options.merge:
+        for clip, domains in json.loads(file.read_text()).items():
+            raw.setdefault(clip, {}).update(domains)
+    if not options.merge:
+        for clip, full in (("clip-16", True), ("clip-32", False)):
+            for domain in options.domains:
+                rows = measure(domain, options.seeds, options.queries, clip=clip, full=full)
+                raw.setdefault(clip, {})[domain] = {r.method: r.values for r in rows}
+                print(f"# {clip} {domain}", *(f"{r.method}: {r.text()}" for r in rows), sep="\n  ", flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(raw, indent=1))
+    tables = ""
+    for clip, domains in raw.items():
+        results = {d: [Row(m, tuple(v)) for m, v in domains[d].items()] for d in DOMAINS if d in domains}
+        tables += f"\n### Candidates by `{clip}`\n\n{markdown(results)}\n"
+    print(tables)
     if options.card:
-        write_card(options.card, "".join(tables))
+        write_card(options.card, tables)
 
 
 if __name__ == "__main__":
