@@ -210,6 +210,23 @@ def test_fallback_degrades_only_what_fails(memory):
     ]
 
 
+def test_an_image_that_the_mllm_refuses_fails_alone(memory):
+    """Processors refuse shapes that the encoder takes (Qwen's: below 28 pixels, or 200 times as long as wide)."""
+    ranker = ScriptedRanker("black", failing=["red"], error=ImageError)
+    images = [picture(colour) for colour in ("green", "red", "blue")]
+    strict = Recognizer(memory, ranker=ranker, k=6, ranker_weight="replace")
+    good, bad, last = strict.recognize_batch(images)
+    assert (good.label, last.label) == ("black", "black")
+    assert isinstance(bad, RecognitionFailure)
+    assert isinstance(bad.error, ImageError)
+    with pytest.raises(ImageError, match="tired"):
+        strict.recognize(images[1])
+    lenient = Recognizer(memory, ranker=ranker, k=6, ranker_weight="replace", allow_fallback=True)
+    outcomes = lenient.recognize_batch(images)
+    assert [outcome.label for outcome in outcomes] == ["black", "red", "black"]
+    assert [outcome.ranking.status for outcome in outcomes] == ["ranked", "fallback", "ranked"]
+
+
 def test_a_server_that_is_down_is_not_asked_for_every_image(memory):
     ranker = ScriptedRanker(failing=COLOURS, error=ChatUnavailableError)
     recognizer = Recognizer(memory, ranker=ranker, allow_fallback=True)

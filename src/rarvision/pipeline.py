@@ -85,7 +85,7 @@ class Recognizer:
         calibration: The parameters of the mix and of "not retrieved".
         allow_fallback: What to do where the MLLM cannot answer: raise (False), or predict from retrieval and say so
             in the prediction's ``ranking.status`` and ``reason`` (True). A strategy that the MLLM does not serve is
-            raised either way.
+            raised either way. An image that the MLLM's preprocessing refuses fails alone (False), or falls back.
         batch_size: Images that are encoded and ranked together.
 
     Raises:
@@ -181,7 +181,8 @@ class Recognizer:
             images: Consumed as the outcomes are.
 
         Yields:
-            One outcome an image, in order. An image that cannot be read or encoded is a `RecognitionFailure`.
+            One outcome an image, in order. An image that cannot be read or encoded, or that the MLLM's preprocessing
+            refuses, is a `RecognitionFailure`.
 
         Raises:
             MemoryEmptyError: The memory holds nothing.
@@ -247,7 +248,9 @@ class Recognizer:
         rankings = self._rank(good, found)
         ranking_ms = (time.perf_counter() - started) * 1000 / max(1, len(good)) if self._ranker else 0.0
         predictions = (
-            self._predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
+            RecognitionFailure(source=item.source, error=ranking)
+            if isinstance(ranking, ImageError)
+            else self._predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
             for item, candidates, ranking in zip(good, found, rankings, strict=True)
         )
         for outcome in outcomes:
@@ -272,32 +275,38 @@ class Recognizer:
         encoded = iter(vectors)
         return [next(encoded) if isinstance(item, _Loaded) else None for item in batch]
 
-    def _rank(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[Ranking | None]:
+    def _rank(
+        self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
+    ) -> list[Ranking | ImageError | None]:
+        """A ranking for each image, or the error where the MLLM's preprocessing refuses it."""
         if self._ranker is None:
             return [None] * len(items)
         images = [item.image for item in items]
         names = [[candidate.category for candidate in candidates] for candidates in found]
         try:
             return list(self._ranker.rank_batch(images, names))
-        except ChatError as error:
-            if not self._allow_fallback or isinstance(error, ChatUnsupportedError):
+        except (ChatError, ImageError) as error:
+            if self._must_raise(error):
                 raise
         return self._rank_one_by_one(self._ranker, images, names)
 
     def _rank_one_by_one(
         self, ranker: BaseRanker, images: Sequence[Image], names: Sequence[Sequence[str]]
-    ) -> list[Ranking | None]:
+    ) -> list[Ranking | ImageError | None]:
         """After a batch failed: only what fails alone falls back, and a server that is down is not asked for ever."""
-        rankings: list[Ranking | None] = []
+        rankings: list[Ranking | ImageError | None] = []
         unavailable = 0
         reason = ""
         for image, candidates in zip(images, names, strict=True):
             if unavailable < _GIVE_UP_AFTER:
                 try:
                     rankings.append(ranker.rank(image, candidates))
-                except ChatUnsupportedError:
-                    raise
-                except ChatError as error:
+                except (ChatError, ImageError) as error:
+                    if self._must_raise(error):
+                        raise
+                    if isinstance(error, ImageError) and not self._allow_fallback:
+                        rankings.append(error)
+                        continue
                     unavailable = unavailable + 1 if isinstance(error, ChatUnavailableError) else 0
                     reason = f"{type(error).__name__}: {error}"
                 else:
@@ -306,6 +315,10 @@ class Recognizer:
             order = tuple(range(len(candidates)))
             rankings.append(Ranking(order=order, strategy=ranker.strategy, status="fallback", reason=reason))
         return rankings
+
+    def _must_raise(self, error: ChatError | ImageError) -> bool:
+        """Whether an error is more than one image's."""
+        return isinstance(error, ChatUnsupportedError) or (isinstance(error, ChatError) and not self._allow_fallback)
 
     def _predict(
         self,
@@ -358,6 +371,7 @@ def _retriever_settings(retriever: Retriever) -> dict[str, Any]:
         "neighbours": retriever.neighbours,
         "distinct": retriever.distinct,
         "text_weight": retriever.text_weight,
+        "text_ratio": retriever.text_ratio,
         "prototype_weight": retriever.prototype_weight,
         "sharpness": retriever.sharpness,
     }

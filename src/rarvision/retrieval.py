@@ -106,7 +106,7 @@ class Retriever:
         self.text_weight = text_weight
         self.prototype_weight = prototype_weight
         self.sharpness = sharpness
-        self._text_ratio = text_ratio
+        self.text_ratio = text_ratio
         self._scale_cache: tuple[int, _Scale] | None = None
 
     def retrieve(self, vectors: Float[np.ndarray, "n dim"]) -> list[list[Candidate]]:
@@ -285,10 +285,10 @@ class Retriever:
             text = self._prototype_scores(vectors, codes, "text")
             by_image, by_text = _mean_and_spread(image, wrong), _mean_and_spread(text, wrong)
             if by_image is None or by_text is None:
-                scale = _Scale(ratio=self._text_ratio or 1.0)
+                scale = _Scale(ratio=self.text_ratio or 1.0)
             else:
                 ratio = by_image[1] / by_text[1] if by_image[1] > 0 and by_text[1] > 0 else 1.0
-                scale = _Scale(image_mean=by_image[0], text_mean=by_text[0], ratio=self._text_ratio or ratio)
+                scale = _Scale(image_mean=by_image[0], text_mean=by_text[0], ratio=self.text_ratio or ratio)
             self._scale_cache = (revision, scale)
         return self._scale_cache[1]
 
