@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,6 +277,12 @@ def test_patterns(tmp_path):
 def test_what_matches_nothing_is_given_out_to_be_reported(tmp_path):
     given = [tmp_path / "missing.png", tmp_path / "no*.png", tmp_path]
     assert list(iter_image_paths(given)) == given
+
+
+def test_names_that_the_system_refuses_are_given_out_to_be_reported(tmp_path):
+    given = ["x" * 5000, "nul\0.png", str(tmp_path / "file" / "x.png")]
+    (tmp_path / "file").touch()
+    assert list(iter_image_paths(given)) == [Path(name) for name in given]
 
 
 def test_a_link_that_leads_back_ends(tmp_path):

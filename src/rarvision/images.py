@@ -220,9 +220,10 @@ def iter_image_paths(inputs: Iterable[str | Path]) -> Iterator[Path]:
     """
     for given in inputs:
         path = Path(given)
-        if path.is_dir():
+        # os.path answers False where pathlib raises: a name that is too long, or lies in a folder that is closed to us
+        if os.path.isdir(path):  # noqa: PTH112
             yield from _or_itself(path, _walk(path))
-        elif path.exists() or not glob.has_magic(str(given)):
+        elif os.path.exists(path) or not glob.has_magic(str(given)):  # noqa: PTH110
             yield path
         else:
             yield from _or_itself(path, _expand(str(given)))
@@ -240,7 +241,7 @@ def _or_itself(path: Path, found: Iterator[Path]) -> Iterator[Path]:
 def _expand(pattern: str) -> Iterator[Path]:
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob refuses absolute patterns
         path = Path(match)
-        if path.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or not pattern.endswith("*")):
+        if os.path.isfile(path) and (path.suffix.lower() in IMAGE_SUFFIXES or not pattern.endswith("*")):  # noqa: PTH113
             yield path
 
 
