@@ -19,6 +19,7 @@ from rarvision.errors import (
     ChatUnavailableError,
     ChatUnsupportedError,
     ContextLengthError,
+    ImageError,
     MissingExtraError,
     OptionError,
 )
@@ -351,6 +352,33 @@ def test_prefix_reuse_that_fails_is_noticed_and_said(folders, monkeypatch, caplo
 def test_empty_continuation(llava):
     with pytest.raises(OptionError, match="at least one token"):
         llava.continuation_log_probs([mixed_requests()[0]], [["a", ""]])
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
+def test_an_image_that_the_processor_refuses(chats, family):
+    with pytest.raises(ImageError, match="500x2"):
+        chats[family].generate([ChatRequest.of("?", picture(0, 500, 2))], max_tokens=1)
+
+
+def test_tiny_images(chat):
+    for width, height in [(1, 1), (3, 1), (1, 3), (3, 3)]:
+        assert chat.generate([ChatRequest.of("?", picture(0, width, height))], max_tokens=1)
+
+
+def test_messages_that_the_template_refuses(llava, monkeypatch):
+    template = "{{ raise_exception('no system turn') }}"
+    monkeypatch.setattr(llava._processor, "chat_template", template)
+    with pytest.raises(ChatUnsupportedError, match="no system turn"):
+        llava.generate([mixed_requests()[0]], max_tokens=1)
+
+
+def test_out_of_memory(llava, monkeypatch):
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(llava._model, "generate", full)
+    with pytest.raises(ChatUnavailableError, match="batch_size"):
+        llava.generate([mixed_requests()[0]], max_tokens=1)
 
 
 # ---- the context ----

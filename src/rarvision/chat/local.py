@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +17,7 @@ from rarvision.chat.constraint import ListAutomaton, ListLogitsProcessor, TokenB
 from rarvision.chat.loading import Quantization, load_model, load_processor, resolve_device, resolve_dtype
 from rarvision.chat.rendering import control_pattern, conversation
 from rarvision.chat.scoring import ContinuationScorer, Prompts, common_start
-from rarvision.errors import ChatUnsupportedError, ContextLengthError, OptionError
+from rarvision.errors import ChatUnavailableError, ChatUnsupportedError, ContextLengthError, ImageError, OptionError
 
 __all__ = ["LocalChat"]
 
@@ -150,7 +151,7 @@ class LocalChat(Chat):
             prompts = self._prompts(
                 [requests[row] for row in rows], rows=rows, reserve=[max(map(len, item)) for item in tokens]
             )
-            with self._lock:
+            with self._running():
                 scored = self._scorer.score(prompts, tokens)
             results.update(zip(rows, scored, strict=True))
         return [results[row] for row in range(len(requests))]
@@ -175,7 +176,7 @@ class LocalChat(Chat):
             asked = [requests[row] for row in rows]
             prompts = self._prompts(asked, rows=rows, reserve=[max(map(len, item)) for item in tokens])
             singles = partial(self._prepare_one, asked)
-            with self._lock:
+            with self._running():
                 scored = self._scorer.score(prompts, tokens, single=singles)
             results.update(
                 (row, (values, tuple(map(len, item)))) for row, values, item in zip(rows, scored, tokens, strict=True)
@@ -223,20 +224,45 @@ class LocalChat(Chat):
 
     def _prepare(self, requests: Sequence[ChatRequest]) -> Prompts:
         """Render, tokenise and pad requests, on the model's device."""
-        with self._lock:  # fast tokenizers keep their padding as state
-            batch = self._processor.apply_chat_template(
-                [conversation(request, self._control) for request in requests],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={"padding": True},
-            )
+        from jinja2 import TemplateError
+
+        turns = [conversation(request, self._control) for request in requests]
+        try:
+            with self._lock:  # fast tokenizers keep their padding as state
+                batch = self._processor.apply_chat_template(
+                    turns,
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=True,
+                    return_tensors="pt",
+                    processor_kwargs={"padding": True},
+                )
+        except TemplateError as error:
+            raise ChatUnsupportedError(f"the chat template of {self.name} refuses the messages: {error}") from error
+        except ValueError as error:
+            sizes = ", ".join(f"{image.width}x{image.height}" for request in requests for image in request.images)
+            raise ImageError(
+                f"the processor of {self.name} refuses images or prompt (image sizes: {sizes or 'none'}): {error}"
+            ) from error
         inputs = batch.to(self._model.device)
         for key, value in inputs.items():
             if hasattr(value, "is_floating_point") and value.is_floating_point():
                 inputs[key] = value.to(self._model.dtype)
         return Prompts(inputs=dict(inputs), pad_id=self._tokenizer.pad_token_id)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """One forward pass at a time; out of memory is said with what helps."""
+        import torch
+
+        with self._lock:
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                raise ChatUnavailableError(
+                    f"{self.name} ran out of memory: lower batch_size ({self._batch_size}), take dtype='bfloat16', or "
+                    f"load it with quantization='4bit'"
+                ) from error
 
     def _prepare_one(self, requests: Sequence[ChatRequest], row: int) -> Prompts:
         return self._prepare([requests[row]])
@@ -268,7 +294,7 @@ class LocalChat(Chat):
             confine = ListLogitsProcessor(spellers, prompt_tokens=width, eos_ids=self._eos_ids)
             options["logits_processor"] = LogitsProcessorList([confine])
             options["max_new_tokens"] = max(automaton.longest for automaton in automata) + 1
-        with self._lock, torch.inference_mode():
+        with self._running(), torch.inference_mode():
             produced = self._model.generate(**prompts.inputs, **options)[:, width:].tolist()
         completions = []
         for tokens in produced:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rarvision.errors import ChatUnsupportedError
+
 __all__ = ["ContinuationScorer", "Prompts", "common_start"]
 
 _log = logging.getLogger(__name__)
@@ -215,9 +217,10 @@ class ContinuationScorer:
             rows = torch.tensor([row for row, _, _ in chunk], device=mask.device)
             width = max(len(text) for _, _, text in chunk) - 1
             ids = mask.new_full((len(chunk), width), prompts.pad_id)
-            seen = mask.new_zeros((len(chunk), width))
+            targets, seen = mask.new_zeros((len(chunk), width)), mask.new_zeros((len(chunk), width))
             for at, (_, _, text) in enumerate(chunk):
-                ids[at, : len(text) - 1] = torch.as_tensor(text[:-1], device=mask.device)
+                tokens = torch.as_tensor(text, device=mask.device)
+                ids[at, : len(text) - 1], targets[at, : len(text) - 1] = tokens[:-1], tokens[1:]
                 seen[at, : len(text) - 1] = 1
             own = cache if number == len(chunks) - 1 else copy.deepcopy(cache)
             own.batch_select_indices(rows)
@@ -233,10 +236,11 @@ class ContinuationScorer:
                 past_key_values=own,
                 use_cache=True,
             )
-            for at, (row, i, text) in enumerate(chunk):
-                values = _log_softmax(result.logits[at, : len(text) - 1])
-                targets = torch.as_tensor(text[1:], device=values.device)
-                totals[row][i] += float(values.gather(-1, targets[:, None]).sum())
+            values = _log_softmax(result.logits)
+            values = values.gather(-1, targets.to(values.device)[:, :, None])[..., 0]
+            sums = values.masked_fill(seen.to(values.device) == 0, 0.0).sum(-1).tolist()
+            for (row, i, _), total in zip(chunk, sums, strict=True):
+                totals[row][i] += total
 
     def _rows_per_pass(self, output: Any, longest: list[int]) -> int:
         """Continuations in one forward pass: as many as the memory budget holds, 4 at least."""
@@ -256,14 +260,18 @@ class ContinuationScorer:
         for text in texts:
             whole = prompt.extended([list(text[:-1])])
             self._forget_positions()
-            logits = self._model(**whole.inputs, use_cache=False, logits_to_keep=len(text)).logits[0, -len(text) :]
+            try:
+                logits = self._model(**whole.inputs, use_cache=False, logits_to_keep=len(text)).logits[0, -len(text) :]
+            except (IndexError, TypeError, ValueError) as error:
+                raise ChatUnsupportedError(
+                    f"{type(self._model).__name__} cannot score given texts ({error}); use the strategy 'generate' or "
+                    f"'choice'"
+                ) from error
             targets = torch.as_tensor(list(text), device=logits.device)
             values.append(float(_log_softmax(logits).gather(-1, targets[:, None]).sum()))
         return np.asarray(values)
 
 
 def _log_softmax(logits: Any) -> Any:
-    """Over the last dimension, in float64 (on the CPU where the device has none)."""
-    if logits.device.type == "mps":
-        logits = logits.cpu()
-    return logits.double().log_softmax(-1)
+    """Over the last dimension, in float64; on the CPU where the device has none."""
+    return (logits.cpu() if logits.device.type == "mps" else logits).double().log_softmax(-1)
