@@ -49,7 +49,7 @@ def test_order_is_geometric():
 
 
 def test_ranker_scores_take_temperature_and_unreported_ones_a_floor():
-    calibration = Calibration(ranker_temperature=2.0)
+    calibration = Calibration(ranker_temperature=2.0, order_decay=1.0)
     scores = ranker_log_scores([0, 1, 2], [-1.0, -3.0, -math.inf], calibration)
     assert scores[0] - scores[1] == pytest.approx(1.0)
     assert scores[1] - scores[2] == pytest.approx(0.5)

@@ -36,7 +36,10 @@ _BELOW_REPORTED = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """The parameters of the mix; the defaults are plain guesses for cosine-like similarities of CLIP models.
+    """The parameters of the mix; the defaults are for cosine-like similarities of CLIP models.
+
+    They are guesses, but for ``order_decay``: on the field guide's validation categories 3 nats a place let a generated
+    list correct retrieval (87 to 94 %) and more changed nothing.
 
     Attributes:
         prior_temperature: Retrieval's log-prior is similarity / prior_temperature; smaller trusts retrieval more.
@@ -50,7 +53,7 @@ class Calibration:
 
     prior_temperature: float = 0.02
     ranker_temperature: float = 1.0
-    order_decay: float = 1.0
+    order_decay: float = 3.0
     unknown_intercept: float = -1.5
     unknown_similarity: float = -1.0
     unknown_margin: float = -10.0

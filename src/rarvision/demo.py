@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rarvision.calibration import Calibration
 from rarvision.chat import LocalChat
 from rarvision.datasets.fieldguide import FieldGuide
 from rarvision.embedded import weights_path
@@ -22,10 +23,19 @@ from rarvision.ranking import Ranker
 from rarvision.retrieval import Retriever
 from rarvision.types import Prediction, Sample
 
-__all__ = ["TEXT_TEMPLATE", "DemoResult", "field_guide_memory", "run_demo"]
+__all__ = ["CALIBRATION", "TEXT_TEMPLATE", "DemoResult", "field_guide_memory", "run_demo"]
 
 TEXT_TEMPLATE = "a photo of a {}."
 """How the field guide's names are put to the embedded CLIPs."""
+
+CALIBRATION = Calibration(
+    prior_temperature=0.05,
+    unknown_intercept=-3.1,
+    unknown_similarity=-3.0,
+    unknown_margin=-0.5,
+    fitted=True,
+)
+"""Fitted on the field guide's validation categories with the embedded models."""
 
 _SHOWN = 6
 
@@ -143,7 +153,7 @@ def run_demo(
             recognisers = {
                 "knn": Recognizer(memory, retriever=nearest),
                 "retrieval": Recognizer(memory, retriever=fused),
-                "rar": Recognizer(memory, retriever=fused, ranker=ranker),
+                "rar": Recognizer(memory, retriever=fused, ranker=ranker, calibration=CALIBRATION),
             }
             reports: dict[str, Report] = {}
             for number, (name, recogniser) in enumerate(recognisers.items()):

@@ -17,7 +17,7 @@ from transformers import LlavaForConditionalGeneration
 
 from rarvision.chat import ChatRequest, LocalChat
 from rarvision.datasets.fieldguide import DOMAINS, HELD_OUT_DOMAIN, FieldGuide, render
-from rarvision.demo import field_guide_memory
+from rarvision.demo import CALIBRATION, field_guide_memory
 from rarvision.embedded import weights_path
 from rarvision.embedded.training.images import normalised, split_codes
 from rarvision.encoders import TransformersEncoder
@@ -124,9 +124,9 @@ class _World:
         self.samples = list(self.guide.queries(n, seed=seed))
         self.labels = [str(sample.label) for sample in self.samples]
 
-    def recognise(self, retriever: Retriever, ranker: Ranker | None, **options: object) -> list[Prediction]:
+    def recognise(self, retriever: Retriever, ranker: Ranker | None) -> list[Prediction]:
         """All queries through the one pipeline."""
-        recogniser = Recognizer(self.memory, retriever=retriever, ranker=ranker, **options)  # type: ignore[arg-type]
+        recogniser = Recognizer(self.memory, retriever=retriever, ranker=ranker, calibration=CALIBRATION)
         found = recogniser.recognize_batch(self.samples)
         assert all(isinstance(p, Prediction) for p in found)  # noqa: S101 - drawn images are readable
         return [p for p in found if isinstance(p, Prediction)]

@@ -31,7 +31,7 @@ class Schedule:
     validation_images_per_domain: int = 2_000
     clip_batch: int = 128
     clip16_images: int = 38_000
-    clip32_images: int = 60_000
+    clip32_images: int = 50_000
     tower_batch: int = 128
     tower_images: int = 220_000
     clip_domain_weights: tuple[float, ...] = (4, 2, 8, 4, 4)
