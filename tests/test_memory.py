@@ -96,10 +96,10 @@ def test_opening_is_fast_whatever_the_size(tmp_path):
     memory = LocalMemory.create(tmp_path / "memory", encoder=ENCODER, index="exact")
     memory.append(new_entries(range(30_000)), unit(30_000))
     memory.close()
-    start = time.perf_counter()
+    start = time.process_time()  # of this process only: others may keep the machine busy
     with LocalMemory.open(memory.path) as again:
         assert len(again) == 30_000
-        assert time.perf_counter() - start < 0.2
+        assert time.process_time() - start < 0.2
 
 
 def test_many_small_additions_make_few_segments_and_the_same_answers(memory):
@@ -284,10 +284,11 @@ def test_bad_files_are_told_and_the_rest_is_stored(memory, tmp_path):
     picture(0).save(good)
     bad.write_bytes(b"\x89PNG broken")
     listed = [Sample(source=p.name, image=p, label="x") for p in (bad, good, tmp_path / "missing.png", tmp_path)]
+    listed.append(Sample(source="long", image=tmp_path / ("x" * 5000), label="x"))
     told = []
     report = memory.add(listed, on_error=lambda sample, error: told.append((sample.source, type(error))))
-    assert (report.added, report.failed) == (1, 3)
-    assert sorted(name for name, _ in told) == sorted(["bad.png", "missing.png", tmp_path.name])
+    assert (report.added, report.failed) == (1, 4)
+    assert sorted(name for name, _ in told) == sorted(["bad.png", "missing.png", tmp_path.name, "long"])
     assert all(issubclass(kind, ImageError) for _, kind in told)
     with pytest.raises(ImageError, match=r"bad\.png"):
         memory.add(listed[:1])

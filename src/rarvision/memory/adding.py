@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +136,7 @@ def _content_hash(image: Path | Image.Image) -> bytes:
         head = f"{image.mode} {image.size}".encode()
         return hashlib.sha256(head + image.tobytes()).digest()
     path = Path(image)
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where the folder is closed to us
         load_image(path)  # raises the error that says what is wrong with it
     try:
         with path.open("rb") as file:

@@ -257,7 +257,7 @@ class LocalMemory(Memory):
             categories=categories,
             index=self._index_kind,
             thumbnails=thumbnails,
-            bytes=sum(file.stat().st_size for file in self._store.folder.rglob("*") if file.is_file()),
+            bytes=self._store.size_bytes(),
             details={"segments": segments, "indexed": indexed, "thumbnail_size": self._thumbnails},
             metadata=self._metadata,
         )

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -188,6 +189,15 @@ class Store:
     def path(self, file: str) -> Path:
         """Where a segment's file lies."""
         return self.folder / _SEGMENTS / file
+
+    def size_bytes(self) -> int:
+        """Bytes of all files; one that a writer deletes meanwhile counts as nothing."""
+        total = 0
+        for file in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = file.stat()
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return total
 
     # Writing ----------------------------------------------------------------------------------------------------
 
