@@ -191,6 +191,8 @@ def test_options_are_checked(checkpoints):
         TransformersEncoder(checkpoints["clip"], dtype="float8")
     with pytest.raises(OptionError, match="device"):
         TransformersEncoder(checkpoints["clip"], device="gpu")
+    with pytest.raises(EncoderError, match="cannot run on device 'cuda:99'"):
+        TransformersEncoder(checkpoints["clip"], device="cuda:99")
     with pytest.raises(OptionError, match="batch_size"):
         TransformersEncoder(checkpoints["clip"], batch_size=0)
     encoder = FakeEncoder()

@@ -175,7 +175,12 @@ class TransformersEncoder(Encoder):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._name, **options)
         except Exception as error:
             raise self._cannot_load(error) from error
-        return model.to(device).eval(), processor, tokenizer
+        try:
+            model = model.to(device)
+        except (AssertionError, RuntimeError, NotImplementedError) as error:  # torch's ways to say "no such device"
+            reason = " ".join(str(error).split())[:300]
+            raise EncoderError(f"{self._name} cannot run on device {device!r}; use auto or cpu: {reason}") from error
+        return model.eval(), processor, tokenizer
 
     def _cannot_load(self, error: Exception) -> EncoderError:
         reason = " ".join(str(error).split())[:300]
