@@ -6,17 +6,16 @@ import tempfile
 from pathlib import Path
 
 import rarvision as rv
-from rarvision.embedded import weights_path
 
 
 def main(*, categories: int = 40, queries: int = 40) -> None:
     guide = rv.FieldGuide("flowers", categories=categories, seed=3)
     with tempfile.TemporaryDirectory() as scratch:
-        encoder = rv.TransformersEncoder(weights_path("clip-16"))
+        encoder = rv.TransformersEncoder(rv.weights_path("clip-16"))
         with rv.LocalMemory.create(Path(scratch) / "flowers.memory", encoder=encoder) as memory:
             memory.add(guide.few_shot(shots=4))
             memory.add_texts(guide.names, templates=["a photo of a {}."])
-            chat = rv.LocalChat(weights_path("mllm"))
+            chat = rv.LocalChat(rv.weights_path("mllm"))
             paths = {
                 "CLIP + kNN": rv.Recognizer(
                     memory, retriever=rv.Retriever(memory, source="image", aggregate="nearest")

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import rarvision as rv
-from rarvision.embedded import weights_path
 
 
 def write_images(folder: Path) -> None:
@@ -24,13 +23,13 @@ def main() -> None:
         folder = Path(scratch)
         write_images(folder)
 
-        encoder = rv.TransformersEncoder(weights_path("clip-16"))  # or "openai/clip-vit-base-patch16"
+        encoder = rv.TransformersEncoder(rv.weights_path("clip-16"))  # or "openai/clip-vit-base-patch16"
         train = rv.ImageFolder(folder / "train")
         with rv.LocalMemory.create(folder / "birds.memory", encoder=encoder) as memory:
             memory.add(train)
             memory.add_texts(train.categories, templates=["a photo of a {}."])
 
-            ranker = rv.Ranker(rv.LocalChat(weights_path("mllm")), strategy="likelihood")
+            ranker = rv.Ranker(rv.LocalChat(rv.weights_path("mllm")), strategy="likelihood")
             recognizer = rv.Recognizer(memory, ranker=ranker, k=5)
             for outcome in recognizer.iter_recognize(rv.iter_image_paths([folder / "new"])):
                 if isinstance(outcome, rv.RecognitionFailure):

@@ -6,13 +6,12 @@ import tempfile
 from pathlib import Path
 
 import rarvision as rv
-from rarvision.embedded import weights_path
 
 
 def main() -> None:
     guide = rv.FieldGuide("fish", categories=50)
     with tempfile.TemporaryDirectory() as scratch:
-        encoder = rv.TransformersEncoder(weights_path("clip-16"))
+        encoder = rv.TransformersEncoder(rv.weights_path("clip-16"))
         with rv.LocalMemory.create(Path(scratch) / "fish.memory", encoder=encoder) as memory:
             memory.add_texts(guide.names, templates=["a photo of a {}."])
             report = rv.evaluate(rv.Recognizer(memory, k=5), guide.queries(50))

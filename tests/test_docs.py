@@ -96,7 +96,11 @@ def test_every_dependency_has_its_reason_and_its_pin():
     ]
     extras = [name for group in project["project"]["optional-dependencies"].values() for name in group]
     reasons = (ROOT / "docs" / "decisions.md").read_text()
-    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pins = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     for requirement in {*named, *extras}:
         name = re.split(r"[><=\[; ]", requirement)[0]
         assert re.search(rf"\b{re.escape(name)}\b", reasons), f"{name}: no reason in docs/decisions.md"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         NameList,
         open_dataset,
     )
+    from rarvision.embedded import weights_path
     from rarvision.encoders import Encoder, TransformersEncoder, same_encoder
     from rarvision.errors import RarvisionError
     from rarvision.evaluate import Report, evaluate
@@ -101,6 +102,7 @@ __all__ = [
     "open_chat",
     "open_dataset",
     "same_encoder",
+    "weights_path",
 ]
 
 _HOME = {
@@ -121,6 +123,7 @@ _HOME = {
     "JSONLDataset": "datasets",
     "NameList": "datasets",
     "open_dataset": "datasets",
+    "weights_path": "embedded",
     "Encoder": "encoders",
     "TransformersEncoder": "encoders",
     "same_encoder": "encoders",

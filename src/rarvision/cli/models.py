@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -210,10 +211,13 @@ def set_max_pixels(limit: int | None) -> None:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' progress bars and advice off the person's terminal; what matters comes as an error."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    """Keep the model libraries' advice off the person's terminal: what matters comes as an error. Downloads show."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # of loading weights, and of downloads, which take long enough to be watched
+    if sys.stderr.isatty():
+        enable_progress_bars()
