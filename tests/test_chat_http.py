@@ -20,6 +20,7 @@ from rarvision.errors import (
     ChatUnavailableError,
     ChatUnsupportedError,
     ContextLengthError,
+    ImageError,
     OptionError,
 )
 from rarvision.testing.chat import FakeChat, check_chat
@@ -136,6 +137,8 @@ def test_context_limit():
     [
         ("This model's maximum context length is 4096 tokens", ContextLengthError),
         ("At most 1 image(s) may be provided in one request", ChatUnsupportedError),
+        ("this model does not support image input", ChatUnsupportedError),
+        ("invalid image: width must be larger than 28", ImageError),
         ("something else", ChatProtocolError),
     ],
 )

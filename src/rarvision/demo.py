@@ -15,6 +15,7 @@ from rarvision.chat import LocalChat
 from rarvision.datasets.fieldguide import FieldGuide
 from rarvision.embedded import weights_path
 from rarvision.encoders import TransformersEncoder
+from rarvision.errors import OptionError
 from rarvision.evaluate import Report, evaluate
 from rarvision.memory import LocalMemory
 from rarvision.picture import Panel, draw_panels
@@ -134,7 +135,12 @@ def run_demo(
 
     Returns:
         What was measured.
+
+    Raises:
+        OptionError: An unknown domain, encoder or strategy, or a picture of another kind than PNG, JPEG or WebP.
     """
+    if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise OptionError(f"the picture is written as .png, .jpg or .webp; got the name {str(picture)!r}")
     guide = FieldGuide(domain, categories=categories, seed=seed)
     asked = guide.queries(queries, seed=seed)
     total, before = 3 * queries, 0

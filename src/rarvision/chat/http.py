@@ -23,6 +23,7 @@ from rarvision.errors import (
     ChatUnavailableError,
     ChatUnsupportedError,
     ContextLengthError,
+    ImageError,
     OptionError,
 )
 
@@ -36,6 +37,19 @@ _MAX_TOP_LOGPROBS = 20
 _MAX_GUIDED_NAMES = 6
 """A regular expression of all permutations has about 1,700 names for 6, and 12,000 for 7."""
 
+_NO_IMAGE_HINTS = (
+    "multimodal",
+    "multi-modal",
+    "not support image",
+    "not accept image",
+    "no support for image",
+    "image input is not supported",
+    "images are not supported",
+    "image_url is not supported",
+    "text-only",
+    "too many images",
+    "at most",
+)
 _CONTEXT_HINTS = ("context length", "context window", "maximum context", "context size", "too many tokens", "too long")
 
 
@@ -316,7 +330,7 @@ class HTTPChat(Chat):
             f"read them cannot work; use the strategy 'generate', or load the model with LocalChat"
         )
 
-    def _refusal(self, status: int, message: str, *, asked_log_probs: bool) -> ChatError:
+    def _refusal(self, status: int, message: str, *, asked_log_probs: bool) -> ChatError | ImageError:
         """A 4xx answer as an error of ours."""
         lowered = message.lower()
         said = f"{self.name} answered {status}: {message[:300]}"
@@ -328,8 +342,10 @@ class HTTPChat(Chat):
             return ContextLengthError(f"{said}; ask about fewer candidates (a smaller k) or shorten the prompt")
         if asked_log_probs and "logprobs" in lowered:
             return self._no_log_probs()
-        if "image" in lowered or "multimodal" in lowered or "multi-modal" in lowered:
+        if any(hint in lowered for hint in _NO_IMAGE_HINTS):
             return ChatUnsupportedError(f"{said}; the server takes no (or fewer) images with this model")
+        if "image" in lowered:
+            return ImageError(f"{said}; the server refuses this image, others may pass")
         return ChatProtocolError(f"{said}; the server does not take a request of the public chat API")
 
     def _models(self) -> list[dict[str, Any]]:
