@@ -8,7 +8,7 @@ from pathlib import Path
 import rarvision as rv
 
 
-def main(*, categories: int = 40, queries: int = 40) -> None:
+def main(*, categories: int = 40, queries: int = 20) -> None:
     guide = rv.FieldGuide("flowers", categories=categories, seed=3)
     with tempfile.TemporaryDirectory() as scratch:
         encoder = rv.TransformersEncoder(rv.weights_path("clip-16"))
