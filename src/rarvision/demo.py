@@ -161,6 +161,8 @@ def run_demo(
                 "retrieval": Recognizer(memory, retriever=fused),
                 "rar": Recognizer(memory, retriever=fused, ranker=ranker, calibration=CALIBRATION),
             }
+            warm_up = [sample for sample, _ in zip(guide.queries(8, seed=seed), range(8), strict=True)]
+            recognisers["rar"].recognize_batch(warm_up)  # the first call of a model is slow, whoever makes it
             reports: dict[str, Report] = {}
             for number, (name, recogniser) in enumerate(recognisers.items()):
                 before = number * queries
