@@ -37,6 +37,11 @@ _MAX_TOP_LOGPROBS = 20
 _MAX_GUIDED_NAMES = 6
 """A regular expression of all permutations has about 1,700 names for 6, and 12,000 for 7."""
 
+_STATUS_ADVICE = {
+    401: "check the API key and what it may use",
+    403: "check the API key and what it may use",
+    404: "check the address (does it end in /v1?) and the model's name",
+}
 _NO_IMAGE_HINTS = (
     "multimodal",
     "multi-modal",
@@ -334,10 +339,8 @@ class HTTPChat(Chat):
         """A 4xx answer as an error of ours."""
         lowered = message.lower()
         said = f"{self.name} answered {status}: {message[:300]}"
-        if status in (401, 403):
-            return ChatUnavailableError(f"{said}; check the API key and what it may use")
-        if status == 404:
-            return ChatUnavailableError(f"{said}; check the address (does it end in /v1?) and the model's name")
+        if status in _STATUS_ADVICE:
+            return ChatUnavailableError(f"{said}; {_STATUS_ADVICE[status]}")
         if any(hint in lowered for hint in _CONTEXT_HINTS):
             return ContextLengthError(f"{said}; ask about fewer candidates (a smaller k) or shorten the prompt")
         if asked_log_probs and "logprobs" in lowered:
