@@ -663,6 +663,27 @@ def test_progress_shows_rate_and_time_left_on_a_terminal_only(monkeypatch, capsy
     assert shown.out == ""
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_results_reach_a_file_while_the_bar_is_on_the_terminal(run, memory, photos, form):
+    terminal, other_end = os.openpty()
+    command = ["recognize", str(photos), "-m", str(memory), *form]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *command],
+        stdout=subprocess.PIPE,
+        stderr=other_end,
+        text=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(other_end)
+    stdout, _ = process.communicate(timeout=60)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert process.returncode == 0
+    assert len(stdout.splitlines()) == 3
+    assert "Recognising" in shown
+    assert "red.png" not in shown
+
+
 def test_strategies_are_the_library_s():
     from rarvision.ranking import STRATEGIES
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from typing import Annotated, Any
 
+import click
 import typer
 from typer.core import TyperGroup
 
@@ -21,7 +22,7 @@ from rarvision.errors import (
 
 __all__ = ["app", "exit_code", "run"]
 
-OK, SOME_FAILED, BAD_INPUT, BAD_MEMORY, BAD_MODEL, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, SOME_FAILED, BAD_INPUT, BAD_MEMORY, BAD_MODEL, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
 
 HELP = """
 Recognise what is in an image out of a vocabulary of any size, by retrieving and ranking.
@@ -46,6 +47,7 @@ Exit codes:
   2    wrong usage, or an input that cannot be read
   3    the memory: missing, empty, damaged, or of another encoder
   4    a model: the encoder or the multimodal LLM cannot be loaded or does not answer
+  70   an error that rarvision did not expect; please report it, with what --debug shows
   130  interrupted; what was written to --output stays, and the same command goes on
 
 `--debug` anywhere shows the traceback of an error.
@@ -60,7 +62,7 @@ def exit_code(error: BaseException) -> int:
         return BAD_MEMORY
     if isinstance(error, (EncoderError, ChatError, MissingExtraError)):
         return BAD_MODEL
-    return BAD_INPUT
+    return BAD_INPUT if isinstance(error, (RarvisionError, OSError)) else UNEXPECTED
 
 
 class _Group(TyperGroup):
@@ -76,6 +78,14 @@ class _Group(TyperGroup):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             typer.echo(f"rarvision: {_one_line(error)}", err=True)
+            raise typer.Exit(exit_code(error)) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort, typer.Exit, typer.Abort):
+            raise  # the parser's own
+        except Exception as error:  # exit code 1 would say that some images failed
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            kind = type(error).__name__
+            typer.echo(f"rarvision: unexpected {kind}: {_one_line(error)} (--debug shows where)", err=True)
             raise typer.Exit(exit_code(error)) from None
 
 

@@ -32,7 +32,10 @@ def to_json(record: Mapping[str, Any], *, indent: int | None = None) -> str:
 
 def echo_json(record: Mapping[str, Any]) -> None:
     """Write one JSON object as a line of UTF-8 to standard output."""
-    typer.echo(to_json(record).encode() + b"\n", nl=False)
+    if sys.stdout.isatty():  # as text, so that a progress bar steps aside
+        typer.echo(to_json(record))
+    else:
+        typer.echo(to_json(record).encode() + b"\n", nl=False)
 
 
 def say(message: str) -> None:
@@ -117,7 +120,10 @@ def progress(label: str, *, total: int | None, quiet: bool, unit: str = "images"
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Rich would send what is printed meanwhile to its own stream: right where both are the same terminal, and the loss
+    # of every result where standard output is a file.
+    shared = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as bar:
         task = bar.add_task(label, total=total, rate="")
 
         def show(done: int) -> None:
