@@ -491,6 +491,7 @@ def test_evaluate_tells_failures_and_refuses_names(run, memory, tree, tmp_path):
 
 def test_exit_codes_of_errors():
     assert exit_code(KeyboardInterrupt()) == 130
+    assert exit_code(ZeroDivisionError()) == 70
     assert exit_code(ImageError("x")) == exit_code(OSError()) == 2
     assert exit_code(EncoderMismatchError("x")) == 3
     assert exit_code(ChatUnavailableError("x")) == exit_code(MissingExtraError("x")) == 4
@@ -688,3 +689,18 @@ def test_strategies_are_the_library_s():
     from rarvision.ranking import STRATEGIES
 
     assert {strategy.value for strategy in options.Strategy} == {"auto", *STRATEGIES}
+
+
+def test_an_unexpected_error_is_one_line_and_its_own_exit_code(monkeypatch, capsys):
+    import rarvision.demo
+
+    def broken(**_):
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr(rarvision.demo, "run_demo", broken)
+    with pytest.raises(SystemExit) as exit_info:
+        app(["demo", "--quiet"], prog_name="rarvision")
+    assert exit_info.value.code == 70
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        "rarvision: unexpected ZeroDivisionError: by nought (--debug shows where)"
+    )

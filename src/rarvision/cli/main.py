@@ -7,7 +7,6 @@ import sys
 import traceback
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -79,9 +78,9 @@ class _Group(TyperGroup):
                 traceback.print_exc()
             typer.echo(f"rarvision: {_one_line(error)}", err=True)
             raise typer.Exit(exit_code(error)) from None
-        except (click.ClickException, click.exceptions.Exit, click.Abort, typer.Exit, typer.Abort):
-            raise  # the parser's own
-        except Exception as error:  # exit code 1 would say that some images failed
+        except Exception as error:
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort):
+                raise  # the parser's own: wrong usage, --help, --version
             if ctx.params.get("debug"):
                 traceback.print_exc()
             kind = type(error).__name__
