@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -17,7 +18,18 @@ import typer
 
 from rarvision.errors import InputError
 
-__all__ = ["Bar", "CsvFile", "ResultFile", "echo_json", "print_table", "printable", "progress", "say", "to_json"]
+__all__ = [
+    "Bar",
+    "CsvFile",
+    "ResultFile",
+    "echo_json",
+    "print_table",
+    "printable",
+    "progress",
+    "say",
+    "show",
+    "to_json",
+]
 
 
 def to_json(record: Mapping[str, Any], *, indent: int | None = None) -> str:
@@ -31,16 +43,23 @@ def to_json(record: Mapping[str, Any], *, indent: int | None = None) -> str:
 
 
 def echo_json(record: Mapping[str, Any]) -> None:
-    """Write one JSON object as a line of UTF-8 to standard output."""
-    if sys.stdout.isatty():  # as text, so that a progress bar steps aside
-        typer.echo(to_json(record))
+    """Write one JSON object as a line to standard output, in UTF-8 wherever that leads."""
+    if sys.stdout.isatty():
+        show(to_json(record))
     else:
         typer.echo(to_json(record).encode() + b"\n", nl=False)
 
 
+def show(text: str) -> None:
+    """Write a line to standard output; a progress bar on the same terminal steps aside."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def say(message: str) -> None:
     """Tell the person something, on standard error."""
-    typer.echo(printable(message), err=True)
+    sys.stderr.write(printable(message) + "\n")
+    sys.stderr.flush()
 
 
 def printable(text: str) -> str:
@@ -71,7 +90,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     for row in filled:
         table.add_row(*map(Text, row))
     terminal = sys.stdout.isatty()
-    Console(file=sys.stdout, width=None if terminal else 160, highlight=False).print(table)
+    console = Console(
+        file=io.StringIO(), width=None if terminal else 160, force_terminal=terminal or None, highlight=False
+    )
+    with console.capture() as captured:
+        console.print(table)
+    show(captured.get().rstrip("\n"))
 
 
 class Bar:
@@ -120,16 +144,17 @@ def progress(label: str, *, total: int | None, quiet: bool, unit: str = "images"
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # Rich would send what is printed meanwhile to its own stream: right where both are the same terminal, and the loss
-    # of every result where standard output is a file.
+    # Rich would send what is written to sys.stdout meanwhile to its own stream: right where both are one terminal, so
+    # that the bar steps aside, and the loss of every result where standard output is a file.
     shared = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as bar:
         task = bar.add_task(label, total=total, rate="")
 
         def show(done: int) -> None:
             bar.update(task, completed=done)
-            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:,.1f} {unit}/s" if speed else "")
+            elapsed = bar.tasks[0].elapsed
+            if elapsed:  # the mean: results come in batches, of which the newest alone would say nothing
+                bar.update(task, rate=f"{done / elapsed:,.1f} {unit}/s")
 
         yield Bar(show)
 

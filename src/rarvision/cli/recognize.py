@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rarvision.cli import models, options
-from rarvision.cli.output import Bar, CsvFile, ResultFile, echo_json, print_table, printable, progress, say
+from rarvision.cli.output import Bar, CsvFile, ResultFile, echo_json, print_table, printable, progress, say, show
 from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _show(record: Mapping[str, Any], *, alone: bool) -> None:
         return
     others = ", ".join(f"{c['category']} {_percent(c['probability'])}" for c in record["candidates"][1:3])
     line = f"{record['source']}: {record['label']} {_percent(record['probability'])}"
-    typer.echo(printable(line + (f"   ({others})" if others else "") + note))
+    show(printable(line + (f"   ({others})" if others else "") + note))
 
 
 def _percent(value: float | None) -> str:
