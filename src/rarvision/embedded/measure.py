@@ -39,7 +39,7 @@ STRATEGIES: dict[str, dict[str, object]] = {
     "pointwise": {"strategy": "pointwise"},
 }
 K = 5
-_CONTROLLED = 500
+_CONTROLLED = 300
 _FITTING = 150  # names of the vocabulary that the MLLM's context of 1,024 tokens holds, with their prompt
 _BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -83,15 +83,14 @@ def _tower_features(pixels: np.ndarray) -> torch.Tensor:
     return torch.cat(parts).float()
 
 
-def _attribute_probe(domain: str, vocabulary: np.ndarray, queries: torch.Tensor) -> torch.Tensor:
-    """Scores (n, categories) by linear probes of the attributes, fitted on 4,000 images of training categories."""
+@cache
+def _attribute_probes(domain: str) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """Linear probes of a domain's attributes, fitted on 4,000 images of training categories."""
     codes = split_codes(domain, 0)
     rows = np.random.default_rng(0).integers(0, len(codes), 4_000)
-    pixels = render(domain, codes[rows], np.arange(len(rows), dtype=np.uint64), size=48, seed=31)
-    features = _tower_features(pixels)
+    features = _tower_features(render(domain, codes[rows], np.arange(len(rows), dtype=np.uint64), size=48, seed=31))
     mean, spread = features.mean(0), features.std(0)
-    x, q = (features - mean) / spread, (queries - mean) / spread
-    total = torch.zeros(len(q), len(vocabulary))
+    x, probes = (features - mean) / spread, []
     for a, attribute in enumerate(DOMAINS[domain].attributes):
         target = torch.from_numpy(codes[rows, a])
         probe = torch.nn.Linear(x.shape[1], len(attribute.words))
@@ -104,9 +103,14 @@ def _attribute_probe(domain: str, vocabulary: np.ndarray, queries: torch.Tensor)
             return loss
 
         optimiser.step(closure)
-        with torch.no_grad():
-            total += probe(q).log_softmax(-1)[:, torch.from_numpy(vocabulary[:, a])]
-    return total
+        probes.append(probe.requires_grad_(requires_grad=False))
+    return lambda queries: [probe((queries - mean) / spread).log_softmax(-1) for probe in probes]
+
+
+def _attribute_scores(domain: str, vocabulary: np.ndarray, queries: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each category (n, categories) as the sum over its attributes."""
+    found = _attribute_probes(domain)(queries)
+    return torch.stack([scores[:, torch.from_numpy(vocabulary[:, a])] for a, scores in enumerate(found)]).sum(0)
 
 
 class _World:
@@ -148,7 +152,7 @@ class _World:
         scores = {
             "MLLM's tower: 1-NN": similarity.reshape(len(queries), 200, 4).amax(-1),
             "MLLM's tower: class means": unit(queries, dim=-1) @ means.T,
-            "MLLM's tower: attribute probe": _attribute_probe(domain, self.guide.codes, queries),
+            "MLLM's tower: attribute probe": _attribute_scores(domain, self.guide.codes, queries),
         }
         return {name: 100 * float((s.argmax(1) == truth).float().mean()) for name, s in scores.items()}
 
@@ -236,7 +240,7 @@ def measure(domain: str, seeds: Sequence[int], queries: int, *, clip: str, full:
             retriever = Retriever(world.memory, k=K)
             if full:
                 add("MLLM alone: names it", world.naming(encoder))
-                add(f"MLLM alone: ranks {_FITTING} of the 200 names", world.as_many_as_fit(_FITTING, min(100, queries)))
+                add(f"MLLM alone: ranks {_FITTING} of the 200 names", world.as_many_as_fit(_FITTING, min(50, queries)))
                 for name, value in world.tower(domain).items():
                     add(name, value)
                 _strategy_rows(world, retriever, add)
