@@ -44,9 +44,9 @@ def tiny_siglip(path: Path, *, seed: int = 0) -> Path:
     tokenizer = _siglip_tokenizer()
     text = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
     torch.manual_seed(seed)
-    SiglipModel(SiglipConfig(text_config=text, vision_config={**SIZES, "image_size": 32, "patch_size": 8})).save_pretrained(
-        path
-    )
+    SiglipModel(
+        SiglipConfig(text_config=text, vision_config={**SIZES, "image_size": 32, "patch_size": 8})
+    ).save_pretrained(path)
     SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
