@@ -276,6 +276,7 @@ def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m rarvision.embedded.measure", description=__doc__)
     parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=list(DOMAINS))
+    parser.add_argument("--encoders", nargs="+", default=["clip-16", "clip-32"], choices=["clip-16", "clip-32"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--json", type=Path, help="also write the raw values here")
@@ -287,7 +288,7 @@ def main() -> None:
         for clip, domains in json.loads(file.read_text()).items():
             raw.setdefault(clip, {}).update(domains)
     if not options.merge:
-        for clip, full in (("clip-16", True), ("clip-32", False)):
+        for clip, full in ((clip, clip == "clip-16") for clip in options.encoders):
             for domain in options.domains:
                 rows = measure(domain, options.seeds, options.queries, clip=clip, full=full)
                 raw.setdefault(clip, {})[domain] = {r.method: r.values for r in rows}
