@@ -440,3 +440,10 @@ def test_contract_notices(fault):
     with pytest.raises(AssertionError):
         check_chat(Careless(fault))
     check_chat(Careless(None))
+
+
+def test_settings_tell_servers_apart_and_keep_the_key():
+    plain = HTTPChat("http://127.0.0.1:1/v1", model="m", api_key="secret")
+    other = HTTPChat("http://127.0.0.1:2/v1", model="m", extra_body={"seed": 1})
+    assert plain.settings != other.settings
+    assert "secret" not in str(plain.settings)

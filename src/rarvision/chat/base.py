@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -92,6 +92,11 @@ class Chat(abc.ABC):
     @abc.abstractmethod
     def name(self) -> str:
         """The model's name, for reports."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that changes an answer, as JSON values and without secrets: runs that differ in it are not joined."""
+        return {"name": self.name}
 
     @property
     @abc.abstractmethod

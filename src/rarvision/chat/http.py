@@ -146,6 +146,18 @@ class HTTPChat(Chat):
         return self._model or f"the model at {self._client.shown_url}"
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """Name, address, image format and what goes beside each request; no key."""
+        return {
+            "name": self.name,
+            "url": self._client.shown_url,
+            "image_format": self._image_format,
+            "extra_body": self._extra_body,
+            "guided": self._guided,
+            "top_logprobs": self._top_logprobs,
+        }
+
+    @property
     def capabilities(self) -> Capabilities:
         """What the server does; asks it once whether it reports log-probabilities, unless that was given.
 

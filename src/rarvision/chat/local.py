@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,8 @@ class LocalChat(Chat):
             raise OptionError(f"batch_size must be at least 1, got {batch_size}")
         device = resolve_device(device)
         self._source = str(model)
+        self._revision = revision
+        self._quantization = quantization
         self._batch_size = batch_size
         self._lock = threading.RLock()
         self._model = load_model(
@@ -86,6 +88,16 @@ class LocalChat(Chat):
     def name(self) -> str:
         """The hub name or folder, as given."""
         return self._source
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Name, revision, dtype and quantisation."""
+        return {
+            "name": self.name,
+            "revision": self._revision,
+            "dtype": str(self._model.dtype),
+            "quantization": self._quantization,
+        }
 
     @property
     def capabilities(self) -> Capabilities:

@@ -221,7 +221,7 @@ class Ranker(BaseRanker):
     def settings(self) -> Mapping[str, Any]:
         """Chat, strategy, prompt and options, as JSON values."""
         return {
-            "chat": self._chat.name,
+            "chat": dict(self._chat.settings),
             "strategy": self._strategy,
             "prompt": self._template,
             "constrained": self._constrained,
