@@ -44,7 +44,7 @@ class Optimisers:
 
         def factor(step: int) -> float:
             progress = step / max(1, steps)
-            decay = 1.0 if progress < decay_from else (1.0 - progress) / (1.0 - decay_from)
+            decay = 1.0 if progress < decay_from else (1.0 - progress) / max(1e-6, 1.0 - decay_from)
             return min((step + 1) / warm, max(decay, 0.02))
 
         self._schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in self._optimisers]
