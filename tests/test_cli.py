@@ -406,7 +406,8 @@ def test_an_image_given_twice_is_done_once_into_a_file(run, memory, photos, tmp_
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from rarvision.cli import models, recognize
 from rarvision.testing.encoders import FakeEncoder
 models.open_encoder = lambda spec, device="auto": FakeEncoder()
