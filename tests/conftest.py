@@ -31,6 +31,8 @@ _CHECKED = (
 )
 install_import_hook([f"rarvision.{name}" for name in _CHECKED], "shape_checks.checked")
 
+pytest_plugins = ["cli_world"]  # the fixtures of test_cli*.py; imported after the hook
+
 settings.register_profile("rarvision", deadline=None)  # the time of one example says nothing on a busy machine
 settings.load_profile("rarvision")
 

@@ -207,6 +207,42 @@ def test_capabilities_are_probed_once_or_given():
     assert absent.capabilities.option_log_probs is True  # the failure shows where an answer is asked for
 
 
+def test_a_server_that_is_down_is_not_probed_again_and_again(monkeypatch):
+    with FakeServer(top_logprobs=FIRST, always="500") as server:
+        chat = one(server, retries=1)
+        for _ in range(5):
+            assert chat.capabilities.option_log_probs is True
+        assert len(server.requests) == 2, "one probe, with its retry"
+        with pytest.raises(ChatUnavailableError, match=r"answered 500.*the engine died.*2 attempts"):
+            chat.option_log_probs([HELLO], [["A", "B"]])
+        assert len(server.requests) == 4, "an answer is asked for all the same"
+        monkeypatch.setattr("rarvision.chat.http._ASK_AGAIN_AFTER_S", 0.0)
+        later = one(server, retries=0)
+        assert [later.capabilities.option_log_probs for _ in range(3)] == [True] * 3
+        assert len(server.requests) == 7, "when the time is over"
+
+
+def test_a_server_that_is_back_is_probed_at_once():
+    with FakeServer(faults=["500"]) as server:
+        chat = one(server, retries=0)
+        assert chat.capabilities.option_log_probs is True
+        chat.generate([HELLO], max_tokens=1)
+        assert chat.capabilities.option_log_probs is False
+        assert len(server.requests) == 3
+
+
+def test_an_absent_server_costs_one_wait(monkeypatch):
+    tried = []
+    chat = HTTPChat(absent_url(), retries=0)
+    real = chat._client.get
+    monkeypatch.setattr(chat._client, "get", lambda path: (tried.append(path), real(path))[1])
+    for _ in range(4):
+        assert chat.context_limit is None
+    assert tried == ["models"]
+    with pytest.raises(ChatUnavailableError, match="is the server running there"):
+        chat.generate([HELLO], max_tokens=1)
+
+
 def test_nonsense_log_probs():
     with FakeServer(top_logprobs=[("A", float("nan"))]) as server, pytest.raises(ChatProtocolError, match="logprobs"):
         one(server).option_log_probs([HELLO], [["A", "B"]])

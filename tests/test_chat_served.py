@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from needs import do_without, need
 from rarvision.chat import ChatRequest, HTTPChat, LocalChat
 from rarvision.errors import ChatError, ChatUnavailableError, ChatUnsupportedError
 from rarvision.testing.chat import check_chat
@@ -23,8 +24,10 @@ from tiny_models import tiny_llava
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-pytest.importorskip("fastapi", reason="needs the dependency group 'serve'")
-pytest.importorskip("openai", reason="needs the dependency group 'serve'")
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_server_can_be_started():
+    need("fastapi", "uvicorn", "openai", "python_multipart", group="serve")
 
 
 def embedded_folder() -> Path | None:
@@ -45,7 +48,7 @@ def folder(request, tmp_path_factory):
         return tiny_llava(tmp_path_factory.mktemp("served") / "llava")
     found = embedded_folder()
     if found is None:
-        pytest.skip("the embedded weights are not there")
+        do_without("the embedded weights are not there")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,9 +85,18 @@ def test_equals_plain_transformers(checkpoints, family):
 
 
 @pytest.mark.parametrize("family", BUILDERS)
-def test_the_pixels_do_not_depend_on_torchvision(checkpoints, family):
+def test_the_pixels_do_not_depend_on_torchvision(checkpoints, family, monkeypatch):
+    asked = []
+    real = AutoImageProcessor.from_pretrained
+
+    def spy(*arguments, **options):
+        asked.append(options.get("backend"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", spy)
     processor = TransformersEncoder(checkpoints[family])._processor
-    assert type(processor).__name__.endswith("Pil"), "the other backend would be chosen where torchvision is installed"
+    assert type(processor).__name__.endswith("Pil")
+    assert asked == ["pil"], "by default the other backend is chosen where torchvision is installed"
 
 
 def test_texts_of_siglip_do_not_depend_on_case_or_on_their_neighbours(checkpoints):
@@ -163,7 +173,7 @@ def test_what_is_no_encoder_is_refused_with_advice(clip_copy, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(EncoderError, match=r"no config\.json"):
         TransformersEncoder(tmp_path / "empty")
-    with pytest.raises(EncoderError, match="no folder"):
+    with pytest.raises(EncoderError, match=r"no model folder at .*missing"):
         TransformersEncoder(tmp_path / "missing")
     with pytest.raises(EncoderError, match="give its folder instead"):
         TransformersEncoder("some-one/some-model")
@@ -176,6 +186,20 @@ def test_what_is_no_encoder_is_refused_with_advice(clip_copy, tmp_path):
     (clip_copy / "config.json").write_text("{ not json")
     with pytest.raises(EncoderError, match="cannot load"):
         TransformersEncoder(clip_copy)
+
+
+def test_the_home_folder_is_found(checkpoints, monkeypatch):
+    """Also where what is opened is not the working folder's: memories remember the encoder by its name."""
+    monkeypatch.setenv("HOME", str(checkpoints["clip"].parent))
+    monkeypatch.setenv("USERPROFILE", str(checkpoints["clip"].parent))
+    for given in ("~/clip", Path("~/clip")):
+        encoder = TransformersEncoder(given)
+        assert encoder.name == str(checkpoints["clip"])
+        assert encoder.fingerprint == TransformersEncoder(checkpoints["clip"]).fingerprint
+    with pytest.raises(EncoderError, match=r"no model folder at /.*/nothing; give a folder"):
+        TransformersEncoder("~/nothing")
+    with pytest.raises(EncoderError, match=r"no model folder at ~nobody-of-that-name/x"):
+        TransformersEncoder("~nobody-of-that-name/x")
 
 
 def test_a_pickled_checkpoint_is_refused(clip_copy):

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from colour_world import COLOURS, Pictures, ScriptedRanker, make_memory
+from colour_world import COLOURS, Pictures, ScriptedRanker, make_memory, picture
 from rarvision.errors import ChatProtocolError, DatasetError, InputError, OptionError
 from rarvision.evaluate import evaluate
 from rarvision.pipeline import Recognizer
+from rarvision.types import Sample
 
 LABELS = ["red", "green", "blue", "blue", "white", "black"]  # yellow is called blue: one error
 
@@ -151,6 +152,41 @@ def test_another_configuration_is_refused(memory, tmp_path):
     report = evaluate(Recognizer(memory, k=4), Pictures(COLOURS), out=out, resume=False)
     assert list(report.topk) == [1, 4]
     assert len(lines(out)) == 7
+
+
+def test_a_memory_with_other_entries_is_refused_though_as_many(memory, tmp_path):
+    out = tmp_path / "out.jsonl"
+    recognizer = Recognizer(memory)
+    evaluate(recognizer, Pictures(COLOURS), out=out)
+    before, written = recognizer.settings, out.read_text()
+    memory.remove(source="red 0")
+    memory.add([Sample(source="red 0", image=picture("darkred"), label="red")])
+    changed = {key for key, value in recognizer.settings.items() if before[key] != value}
+    assert changed == {"memory_content"}
+    with pytest.raises(InputError, match=r"\(memory_content: the memory's entries changed since\); .*resume=False"):
+        evaluate(recognizer, Pictures(COLOURS), out=out)
+    assert out.read_text() == written
+
+
+def test_failures_are_tried_again(memory, tmp_path):
+    out = tmp_path / "out.jsonl"
+    first = evaluate(Recognizer(memory), Pictures(COLOURS, broken=[1, 4]), out=out)
+    assert (first.failures, first.top1) == (2, pytest.approx(4 / 6))
+    partly = Pictures(COLOURS, broken=[4])
+    seen = []
+    second = evaluate(Recognizer(memory), partly, out=out, progress=lambda done, total: seen.append((done, total)))
+    assert partly.opened == [1, 4]
+    assert seen == [(4, 6), (5, 6), (6, 6)]
+    assert (second.n, second.failures, second.top1) == (6, 1, pytest.approx(5 / 6))
+    mended = Pictures(COLOURS)
+    third = evaluate(Recognizer(memory), mended, out=out)
+    assert mended.opened == [4]
+    assert (third.n, third.failures, third.top1) == (6, 0, 1.0)
+    sources = [line["source"] for line in lines(out)[1:]]
+    assert sources == [f"{i}:{COLOURS[i]}" for i in (0, 1, 2, 3, 4, 5, 1, 4, 4)]
+    again = Pictures(COLOURS)
+    assert evaluate(Recognizer(memory), again, out=out).top1 == 1.0
+    assert again.opened == [], "the last line of an image counts"
 
 
 @pytest.mark.parametrize("text", ["no JSON\n", '["list"]\n', '{"configuration": 3}\n', '{"a": 1}\n{"b": 2}\n'])

@@ -438,7 +438,7 @@ def test_the_encoder_is_remembered_by_its_folder(tmp_path):
         assert memory.search(found, 1)[0][0].entry.source == "2.png"
     moved = folder.rename(tmp_path / "moved")
     with LocalMemory.open(tmp_path / "m") as memory:
-        with pytest.raises(EncoderError, match="no folder"):
+        with pytest.raises(EncoderError, match="no model folder"):
             _ = memory.encoder
         memory.bind(TransformersEncoder(moved))
     tiny_clip(folder, seed=1)

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -74,20 +76,28 @@ def test_help_loads_nothing_heavy():
     assert run_python(code).stdout.splitlines()[-1] == "[]"
 
 
-def test_importing_is_fast():
-    """Generous, for slow machines; the figures aimed at are 0.15 s and 0.5 s."""
-    for code in (
-        "import rarvision",
-        "import sys; sys.argv=['rarvision', '--help']\nfrom rarvision.cli import main\nmain()",
-    ):
-        best = min(_seconds(code) for _ in range(3))
-        assert best - min(_seconds("pass") for _ in range(3)) < 2.0
+@pytest.mark.parametrize(
+    ("code", "aimed_at_s"),
+    [
+        ("import rarvision", 0.15),
+        ("import sys; sys.argv = ['rarvision', '--help']\nfrom rarvision.cli import main\nmain()", 0.5),
+    ],
+    ids=["import", "help"],
+)
+def test_starting_is_fast(code, aimed_at_s):
+    bare, best = (min(seconds) for seconds in zip(*((_seconds("pass"), _seconds(code)) for _ in range(5)), strict=True))
+    # A bare interpreter takes 0.02 s on a quiet machine; one on which it takes longer is given as much longer for the
+    # rest, and 0.2 s on top, because even the fastest of five runs is not undisturbed on a busy one. What is loaded is
+    # held by name above; this catches work done at the start.
+    assert best - bare < aimed_at_s * max(1.0, bare / 0.02) + 0.2
 
 
 def _seconds(code):
     started = time.perf_counter()
-    run_python(code)
-    return time.perf_counter() - started
+    result = run_python(code)
+    taken = time.perf_counter() - started
+    assert result.returncode == 0, result.stderr
+    return taken
 
 
 def test_the_error_tree_is_as_drawn():
@@ -113,6 +123,28 @@ def test_torchvision_is_neither_needed_nor_imported():
     sources = Path(rarvision.__file__).parent.rglob("*.py")
     importing = re.compile(r"^\s*(import|from) torchvision", re.MULTILINE)
     assert [path.name for path in sources if importing.search(path.read_text())] == []
+
+
+def test_what_is_imported_is_declared():
+    """Extras are looked for by name, not imported; so every third-party import is a dependency of everybody.
+
+    Training the embedded models is left out: it also uses what transformers brings.
+    """
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w.-]", text)[0].lower() for text in project["dependencies"]}
+    providers = packages_distributions()
+    undeclared = set()
+    for path in Path(rarvision.__file__).parent.rglob("*.py"):
+        if "training" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"rarvision"}:
+                names = {name.lower().replace("_", "-") for name in providers.get(top, [top])}
+                if not names & declared:
+                    undeclared.add((path.name, top))
+    assert undeclared == set()
 
 
 def test_files_stay_short():

@@ -280,6 +280,31 @@ def test_options_are_checked(world, options):
         Retriever(world[0], **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"aggregate": "vote"}, "by 'vote'; leave aggregate out, or choose distinct=True"),
+        ({"aggregate": "sum"}, "by 'sum'"),
+        ({"aggregate": "prototype"}, "by 'prototype'"),
+        ({"neighbours": 20}, "neighbours=20 says; leave neighbours out"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("source", ["image", "text"])
+def test_repeats_refuse_what_they_would_not_heed(world, source, options, advice):
+    with pytest.raises(OptionError, match=advice):
+        Retriever(world[0], source=source, distinct=False, **options)
+    Retriever(world[0], source=source, **options)
+
+
+def test_repeats_are_by_the_nearest_entries_and_say_so(world):
+    memory, _, _, queries = world
+    plain = Retriever(memory, source="image", distinct=False)
+    named = Retriever(memory, source="image", distinct=False, aggregate="nearest")
+    assert plain.aggregate == named.aggregate == "nearest"
+    assert plain.retrieve(queries) == named.retrieve(queries)
+
+
 def test_a_given_ratio_replaces_the_estimate(world):
     memory, _, _, queries = world
     weak = Retriever(memory, k=8, text_ratio=1e-6).retrieve(queries)

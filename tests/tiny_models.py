@@ -253,3 +253,6 @@ def tiny_qwen3_vl(path: Path, *, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     return _save_qwen(path, Qwen3VLForConditionalGeneration(config), tokenizer, patch_size=4)
+
+
+FAMILIES = {"llava": tiny_llava, "qwen2.5-vl": tiny_qwen25_vl, "qwen3-vl": tiny_qwen3_vl}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,7 @@ from rarvision.types import Prediction
 __all__ = ["EvaluatedImage", "Report", "evaluate"]
 
 _STATUSES = ("ranked", "repaired", "fallback")
+_HASHES = {"memory_content": "the memory's entries", "dataset_fingerprint": "the dataset"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +194,8 @@ def evaluate(
         recognizer: What is evaluated.
         dataset: Labelled images with unique sources.
         out: A JSONL file: a header with the configuration, then a line an image (`EvaluatedImage`), written as it
-            comes. When the run is interrupted, the same call goes on after the last complete line.
+            comes. When the run is interrupted, the same call goes on after the last complete line, and tries the
+            images that failed again; what comes of them is one more line, and of an image's lines the last one counts.
         resume: Whether to go on with an existing ``out``; False starts it anew.
         progress: Called with the number of images done, those of earlier runs included, and of all.
         ks: For ``topk`` and ``recall``; those above the recogniser's k are left out, and 1 and k itself are added.
@@ -213,17 +217,16 @@ def evaluate(
         "dataset_fingerprint": dataset.fingerprint,
         **recognizer.settings,
     }
-    done: dict[str, EvaluatedImage] = {}
+    done: dict[str, EvaluatedImage] = {}  # by source; without the MLLM's words, which only the file keeps
     if out is None:
         _run(recognizer, dataset, labels, done, file=None, progress=progress)
     else:
         path = Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = _read_done(path, configuration) if resume else {}
-        mode = "r+" if resume and path.exists() else "w+"
-        with path.open(mode, encoding="utf-8", newline="\n") as file:
-            _cut_partial_line(file)
-            if file.tell() == 0:
+        done, end = _read_done(path, configuration) if resume and path.exists() else ({}, 0)
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            os.truncate(file.fileno(), end)  # without the line that an interruption cut short
+            if end == 0:
                 _write_line(file, {"configuration": configuration})
             _run(recognizer, dataset, labels, done, file=file, progress=progress)
     images = [done[source] for source in labels]
@@ -263,7 +266,7 @@ def _run(
             image = EvaluatedImage.of(outcome, labels[outcome.source])
             if file is not None:
                 _write_line(file, asdict(image))
-            done[image.source] = image
+            done[image.source] = _for_report(image)
             finished += 1
             if progress is not None:
                 progress(finished, len(labels))
@@ -274,38 +277,52 @@ def _write_line(file: IO[str], value: Mapping[str, Any]) -> None:
     file.flush()
 
 
-def _cut_partial_line(file: IO[str]) -> None:
-    """Leave the file at its end, without the line that an interruption cut short."""
-    text = file.read()
-    end = text.rfind("\n") + 1
-    file.seek(0)
-    file.truncate(len(text[:end].encode("utf-8")))
-    file.seek(0, 2)
+def _for_report(image: EvaluatedImage) -> EvaluatedImage:
+    """Without the MLLM's words, and with each name once in memory: a report over a million images is to fit."""
+    ranked, retrieved = (tuple(map(sys.intern, names)) for names in (image.ranked, image.retrieved))
+    return replace(image, ranked=ranked, retrieved=retrieved, reason=None, raw=None)
 
 
-def _read_done(path: Path, configuration: Mapping[str, Any]) -> dict[str, EvaluatedImage]:
-    """The outcomes that an earlier run with the same configuration wrote."""
-    if not path.exists():
-        return {}
+def _read_done(path: Path, configuration: Mapping[str, Any]) -> tuple[dict[str, EvaluatedImage], int]:
+    """The answers that an earlier run with the same configuration wrote, and where the last complete line ends.
+
+    What failed then is left out: it is tried again.
+    """
     advice = "give another file, or resume=False (--no-resume) to start it anew"
+    done: dict[str, EvaluatedImage] = {}
+    end = 0
     try:
-        text = path.read_text(encoding="utf-8")
-        if not text:
-            return {}
-        lines = [json.loads(line) for line in text.rpartition("\n")[0].split("\n")]
-        header = dict(lines[0]["configuration"])
-        images = [
-            EvaluatedImage(**{**line, "ranked": tuple(line["ranked"]), "retrieved": tuple(line["retrieved"])})
-            for line in lines[1:]
-        ]
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    values = json.loads(line)
+                    if end == 0:
+                        _check_configuration(path, dict(values["configuration"]), configuration, advice)
+                    else:
+                        names = {key: tuple(values[key]) for key in ("ranked", "retrieved")}
+                        image = EvaluatedImage(**{**values, **names})
+                        if image.error is None:
+                            done[image.source] = _for_report(image)
+                    end += len(line)
+                elif end == 0:
+                    raise InputError(f"{path}: is not the file of an evaluation (no complete line); {advice}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not the file of an evaluation ({error}); {advice}") from error
-    expected = json.loads(json.dumps(configuration))
-    differing = [key for key in {**header, **expected} if header.get(key) != expected.get(key)]
+    return done, end
+
+
+def _check_configuration(path: Path, there: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
+    """Refuse to mix results of different configurations."""
+    expected = json.loads(json.dumps(now))
+    differing = [key for key in {**there, **expected} if there.get(key) != expected.get(key)]
     if differing:
-        changes = "; ".join(f"{key}: {header.get(key)!r:.80} there, {expected.get(key)!r:.80} now" for key in differing)
+        changes = "; ".join(
+            f"{key}: {_HASHES[key]} changed since"
+            if key in _HASHES and key in there
+            else f"{key}: {there.get(key)!r:.80} there, {expected.get(key)!r:.80} now"
+            for key in differing
+        )
         raise InputError(f"{path}: holds the results of another configuration ({changes}); {advice}")
-    return {image.source: image for image in images}
 
 
 def _report(

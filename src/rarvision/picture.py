@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from rarvision.errors import OptionError
 from rarvision.types import Prediction
 
 __all__ = ["Panel", "draw_panels"]
@@ -63,7 +64,12 @@ def draw_panels(panels: Sequence[Panel], path: Path) -> None:
     Args:
         panels: At least one.
         path: PNG; its folder is made.
+
+    Raises:
+        OptionError: No panel.
     """
+    if not panels:
+        raise OptionError(f"{path}: expected at least one panel to draw, got none; recognise an image first")
     columns = max(len(panel.exemplars) for panel in panels)
     row_height = max(_QUERY, _TILE + _TEXT) + 2 * _GAP
     head = 58

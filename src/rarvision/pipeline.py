@@ -146,6 +146,7 @@ class Recognizer:
         return {
             "encoder": self._memory.encoder_name,
             "encoder_fingerprint": self._memory.encoder_fingerprint,
+            "memory_content": self._memory.content_hash,
             "entries": self._memory.count(),
             "categories": len(self._memory.categories()),
             "retriever": _retriever_settings(self._retriever),

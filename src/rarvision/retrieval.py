@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, final
+from typing import Final, Literal, final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ Aggregate = Literal["blend", "nearest", "sum", "vote", "prototype"]
 
 _SOURCES = ("fused", "image", "text")
 _AGGREGATES = ("blend", "nearest", "sum", "vote", "prototype")
+_DEFAULT_AGGREGATE: Final = "blend"
 _NEIGHBOURS = 512
 _VOTERS = 20
 _EXEMPLARS = 16
@@ -58,12 +59,13 @@ class Retriever:
         memory: What is searched.
         k: Candidates to propose.
         source: ``image``, ``text``, or ``fused``: both, as far as the memory holds both.
-        aggregate: How images make an image score.
+        aggregate: How images make an image score; ``nearest`` where ``distinct=False``, which goes with no other (the
+            default gives way).
         neighbours: Nearest images that ``nearest``, ``blend``, ``sum`` and ``vote`` look at; by default 20 for
             ``vote`` and ``sum``, else 512. More are fetched where they do not hold k categories; a category beyond
             them counts as just as near as the last one that was seen.
         distinct: True for k different categories. False for the categories of the k nearest entries, with repeats, as
-            the paper's authors do; it goes with one source, and with ``nearest``.
+            the paper's authors do; it goes with one source, and looks at k neighbours.
         text_weight: Share of the text score, 0 to 1.
         text_ratio: Spread of image scores over spread of text scores; estimated by default.
         prototype_weight: Share of the prototype in ``blend``, 0 to 1.
@@ -79,7 +81,7 @@ class Retriever:
         *,
         k: int = 5,
         source: Source = "fused",
-        aggregate: Aggregate = "blend",
+        aggregate: Aggregate = _DEFAULT_AGGREGATE,
         neighbours: int | None = None,
         distinct: bool = True,
         text_weight: float = 0.5,
@@ -97,10 +99,20 @@ class Retriever:
             raise OptionError(f"sharpness and text_ratio must be positive, got {sharpness} and {text_ratio}")
         if not distinct and source == "fused":
             raise OptionError("distinct=False counts entries, so it needs one source: choose 'image' or 'text'")
+        if not distinct and aggregate not in ("nearest", _DEFAULT_AGGREGATE):
+            raise OptionError(
+                f"distinct=False takes the nearest entries as they are, so nothing is aggregated by {aggregate!r}; "
+                "leave aggregate out, or choose distinct=True"
+            )
+        if not distinct and neighbours is not None:
+            raise OptionError(
+                f"distinct=False takes the k={k} nearest entries, whatever neighbours={neighbours} says; "
+                "leave neighbours out, or choose distinct=True"
+            )
         self.memory = memory
         self.k = k
         self.source = source
-        self.aggregate = aggregate
+        self.aggregate: Aggregate = aggregate if distinct else "nearest"
         self.neighbours = neighbours or (_VOTERS if aggregate in ("vote", "sum") else _NEIGHBOURS)
         self.distinct = distinct
         self.text_weight = text_weight

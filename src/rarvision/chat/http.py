@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Literal, TypeVar, final
@@ -36,6 +37,9 @@ _MAX_TOP_LOGPROBS = 20
 
 _MAX_GUIDED_NAMES = 6
 """A regular expression of all permutations has about 1,700 names for 6, and 12,000 for 7."""
+
+_ASK_AGAIN_AFTER_S = 30.0
+"""A server that could not say what it serves is not asked that again sooner, unless it answers something else."""
 
 _STATUS_ADVICE = {
     401: "check the API key and what it may use",
@@ -135,6 +139,7 @@ class HTTPChat(Chat):
         self._max_answer_chars = max_answer_chars
         self._limit_field = "max_tokens"
         self._listing: list[dict[str, Any]] | None = None
+        self._silent_until: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -162,18 +167,13 @@ class HTTPChat(Chat):
         """What the server does; asks it once whether it reports log-probabilities, unless that was given.
 
         While the server cannot be reached, log-probabilities are taken to be served, so that the failure shows where
-        an answer is asked for.
+        an answer is asked for. It is then asked again after half a minute, or once it has answered a request.
         """
         served = self._option_log_probs
         if served is None:
-            try:
-                served = self._probe_log_probs()
-            except ChatError:
-                served = True
-            else:
-                self._option_log_probs = served
+            self._option_log_probs = served = self._about("log-probabilities", self._probe_log_probs)
         return Capabilities(
-            option_log_probs=served,
+            option_log_probs=served is not False,
             continuation_log_probs=False,
             list_constraint=self._guided is not None,
             max_images=self._max_images,
@@ -184,11 +184,7 @@ class HTTPChat(Chat):
     def context_limit(self) -> int | None:
         """As given, else the server's ``max_model_len``; None where unknown."""
         if self._context_limit is None:
-            try:
-                found = [item.get("max_model_len") for item in self._models() if item.get("id") == self._model_name()]
-            except ChatError:
-                return None
-            self._context_limit = next((int(value) for value in found if isinstance(value, int)), None)
+            self._context_limit = self._about("context length", self._listed_context_limit)
         return self._context_limit
 
     def generate(
@@ -299,6 +295,7 @@ class HTTPChat(Chat):
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ChatProtocolError(f"{self.name}: expected 'choices' with an answer, got {str(answer)[:200]!r}")
         choice: dict[str, Any] = choices[0]
+        self._silent_until.pop("log-probabilities", None)
         return choice
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
@@ -333,6 +330,20 @@ class HTTPChat(Chat):
                 f"{self.name}: expected logprobs.content[0].top_logprobs, got {str(reported)[:200]!r}"
             ) from error
         return found
+
+    def _about(self, question: str, ask: Callable[[], _T]) -> _T | None:
+        """What the server serves; None where it does not say, and for a while after."""
+        if time.monotonic() < self._silent_until.get(question, 0.0):
+            return None
+        try:
+            return ask()
+        except ChatError:
+            self._silent_until[question] = time.monotonic() + _ASK_AGAIN_AFTER_S
+            return None
+
+    def _listed_context_limit(self) -> int | None:
+        found = [item.get("max_model_len") for item in self._models() if item.get("id") == self._model_name()]
+        return next((int(value) for value in found if isinstance(value, int)), None)
 
     def _probe_log_probs(self) -> bool:
         try:

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 from rarvision.errors import ChatUnavailableError, ChatUnsupportedError, MissingExtraError, OptionError
@@ -67,14 +66,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_folder(model: str | Path) -> None:
-    """Tell a path that does not exist from a hub name before the hub is asked."""
-    looks_like_path = isinstance(model, Path) or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1
-    if looks_like_path and not Path(model).expanduser().is_dir():
-        raise ChatUnavailableError(f"no model folder at {model}; give a folder with config.json, or a hub name")
-
-
-def _explain(model: str | Path, error: Exception) -> Exception:
+def _explain(model: str, error: Exception) -> Exception:
     """The library's complaint about a checkpoint, as ours."""
     text = str(error)
     if "trust_remote_code" in text or "custom code" in text:
@@ -95,7 +87,7 @@ def _explain(model: str | Path, error: Exception) -> Exception:
 
 
 def load_model(
-    model: str | Path,
+    model: str,
     *,
     device: str,
     dtype: Any,
@@ -111,7 +103,6 @@ def load_model(
         ChatUnsupportedError: remote code needed, unknown architecture, or pickled weights only.
         ChatUnavailableError: nothing there.
     """
-    _check_folder(model)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if quantization is not None:
         if quantization not in ("4bit", "8bit"):
@@ -150,7 +141,7 @@ def load_model(
     return loaded.eval()
 
 
-def load_processor(model: str | Path, config: Any, *, revision: str | None, trust_remote_code: bool) -> Any:
+def load_processor(model: str, config: Any, *, revision: str | None, trust_remote_code: bool) -> Any:
     """The checkpoint's processor, padding on the left.
 
     Without torchvision, processors that also read video (Qwen2-VL, Qwen2.5-VL, Qwen3-VL) cannot be built; they are then
@@ -182,7 +173,7 @@ def load_processor(model: str | Path, config: Any, *, revision: str | None, trus
     return processor
 
 
-def _image_only_processor(model: str | Path, config: Any, cause: ImportError, options: dict[str, Any]) -> Any:
+def _image_only_processor(model: str, config: Any, cause: ImportError, options: dict[str, Any]) -> Any:
     """A stock Qwen processor without its video part, which needs torchvision."""
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor

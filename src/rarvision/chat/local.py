@@ -17,6 +17,7 @@ from rarvision.chat.constraint import ListAutomaton, ListLogitsProcessor, TokenB
 from rarvision.chat.loading import Quantization, load_model, load_processor, resolve_device, resolve_dtype
 from rarvision.chat.rendering import control_pattern, conversation
 from rarvision.chat.scoring import ContinuationScorer, Prompts, common_start
+from rarvision.checkpoints import checkpoint_source
 from rarvision.errors import ChatUnavailableError, ChatUnsupportedError, ContextLengthError, ImageError, OptionError
 
 __all__ = ["LocalChat"]
@@ -61,13 +62,13 @@ class LocalChat(Chat):
         if batch_size < 1:
             raise OptionError(f"batch_size must be at least 1, got {batch_size}")
         device = resolve_device(device)
-        self._source = str(model)
+        self._source = checkpoint_source(model, missing=ChatUnavailableError)
         self._revision = revision
         self._quantization = quantization
         self._batch_size = batch_size
         self._lock = threading.RLock()
         self._model = load_model(
-            model,
+            self._source,
             device=device,
             dtype=resolve_dtype(dtype, device),
             revision=revision,
@@ -76,7 +77,7 @@ class LocalChat(Chat):
             trust_remote_code=trust_remote_code,
         )
         self._processor = load_processor(
-            model, self._model.config, revision=revision, trust_remote_code=trust_remote_code
+            self._source, self._model.config, revision=revision, trust_remote_code=trust_remote_code
         )
         self._tokenizer = self._processor.tokenizer
         self._control = control_pattern(self._tokenizer.all_special_tokens)
@@ -86,7 +87,7 @@ class LocalChat(Chat):
 
     @property
     def name(self) -> str:
-        """The hub name or folder, as given."""
+        """The hub name or folder."""
         return self._source
 
     @property

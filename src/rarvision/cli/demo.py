@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -68,6 +68,7 @@ def demo(
     --json prints one object with at least: seed, domain, categories, shots, queries, strategy, knn_top1,
       retrieval_top1, recall_at_5, rar_top1, fallback_rate, repaired_rate, ms_per_image_retrieval,
       ms_per_image_ranking
+    recall_at_5 is retrieval's, measured at 5 whatever --k is
     """
     models.quiet_transformers()
     from rarvision.demo import run_demo
@@ -83,7 +84,7 @@ def demo(
             shots=shots,
             queries=queries,
             k=k,
-            strategy=strategy.value,
+            strategy=cast("Any", strategy.value),
             encoder=encoder.value,
             picture=wanted,
             progress=lambda done, _total: bar.to(done),

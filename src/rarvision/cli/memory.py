@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rarvision.cli import models, options
-from rarvision.cli.output import echo_json, print_table, progress, say
-from rarvision.errors import InputError, OptionError
+from rarvision.cli import filling, models, options
+from rarvision.cli.inputs import image_paths
+from rarvision.cli.output import echo_json, print_table, progress, say, write_rows
+from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
-    from rarvision.memory import AddReport, LocalMemory
-    from rarvision.types import Sample
+    from rarvision.memory import LocalMemory
+    from rarvision.types import Neighbour
 
 __all__ = ["app"]
 
 SOME_FAILED = 1
+_SEARCH_COLUMNS = ("query", "rank", "id", "category", "modality", "source", "similarity", "error")
 
 app = typer.Typer(
     short_help="Make, fill, search and measure a memory.",
@@ -38,215 +40,8 @@ Examples:
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-class IndexKind(StrEnum):
-    """How vectors are searched."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    HNSW = "hnsw"
-
-
-class Order(StrEnum):
-    """Which images of a category are taken."""
-
-    RANDOM = "random"
-    FIRST = "first"
-
-
-SourcesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[SOURCE]...",
-        help="A folder with a subfolder a category; a CSV or JSONL file of images and labels; a .txt file of names; "
-        "with --category: images, folders, globs.",
-        show_default=False,
-    ),
-]
-CategoryOption = Annotated[
-    str | None, typer.Option("--category", metavar="NAME", help="The sources are images of this one category.")
-]
-ShotsOption = Annotated[
-    int | None, typer.Option("--shots", min=1, metavar="N", help="At most N images a category.", show_default="all")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Chooses the images of --shots.")]
-OrderOption = Annotated[
-    Order, typer.Option("--order", help="With --shots: a seeded random choice, or the first in list order.")
-]
-TemplateOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--template",
-        metavar="TEXT",
-        help='How names are put to the encoder, such as "a photo of a {}."; may be given several times.',
-        show_default="{}",
-    ),
-]
-WithNamesOption = Annotated[
-    bool, typer.Option("--with-names", help="Store the categories' names beside their images, for fused retrieval.")
-]
-
-
-@app.command()
-def create(
-    memory: options.MemoryArgument,
-    sources: SourcesArgument = None,
-    *,
-    encoder: options.NewEncoderOption = "embedded:clip-16",
-    index: Annotated[IndexKind, typer.Option("--index", help="auto is exact while small, HNSW when large.")] = (
-        IndexKind.AUTO
-    ),
-    thumbnails: Annotated[
-        int,
-        typer.Option("--thumbnails", min=0, metavar="PX", help="Store small copies of the images; 0 stores none."),
-    ] = 96,
-    category: CategoryOption = None,
-    shots: ShotsOption = None,
-    seed: SeedOption = 0,
-    order: OrderOption = Order.RANDOM,
-    template: TemplateOption = None,
-    with_names: WithNamesOption = False,
-    batch_size: options.BatchSizeOption = 32,
-    device: options.DeviceOption = "auto",
-    max_pixels: options.MaxPixelsOption = None,
-    quiet: options.QuietOption = False,
-    json: options.JsonOption = False,
-) -> None:
-    """Make a memory, and fill it if sources are given.
-
-    \b
-    Examples:
-      rarvision memory create pets.memory train/ --encoder openai/clip-vit-base-patch16 --shots 4
-      rarvision memory create pets.memory train.csv --with-names --thumbnails 128
-      rarvision memory create names.memory names.txt --template "a photo of a {}."
-    """
-    from rarvision.memory import LocalMemory
-
-    models.set_max_pixels(max_pixels)
-    additions = _Additions(
-        sources or [], category=category, shots=shots, seed=seed, order=order, template=template, with_names=with_names
-    )
-    created = LocalMemory.create(
-        memory,
-        encoder=models.open_encoder(encoder, device=device),
-        index=index.value,
-        thumbnails=thumbnails or None,
-        metadata={models.ENCODER_KEY: encoder},
-    )
-    with created as store:
-        additions.into(store, batch_size=batch_size, quiet=quiet, json=json)
-
-
-@app.command()
-def add(
-    memory: options.MemoryArgument,
-    sources: SourcesArgument,
-    *,
-    category: CategoryOption = None,
-    shots: ShotsOption = None,
-    seed: SeedOption = 0,
-    order: OrderOption = Order.RANDOM,
-    template: TemplateOption = None,
-    with_names: WithNamesOption = False,
-    encoder: options.EncoderOption = None,
-    batch_size: options.BatchSizeOption = 32,
-    device: options.DeviceOption = "auto",
-    max_pixels: options.MaxPixelsOption = None,
-    quiet: options.QuietOption = False,
-    json: options.JsonOption = False,
-) -> None:
-    """Add images or names to a memory; what it holds already is skipped.
-
-    \b
-    Examples:
-      rarvision memory add pets.memory more-pets/
-      rarvision memory add pets.memory photos/tabby-*.jpg --category "tabby cat"
-      rarvision memory add pets.memory names.txt --template "a photo of a {}, a type of pet."
-    """
-    from rarvision.memory import LocalMemory
-
-    models.set_max_pixels(max_pixels)
-    additions = _Additions(
-        sources or [], category=category, shots=shots, seed=seed, order=order, template=template, with_names=with_names
-    )
-    with LocalMemory.open(memory) as store:
-        models.bind_encoder(store, encoder=encoder, device=device)
-        additions.into(store, batch_size=batch_size, quiet=quiet, json=json)
-
-
-class _Additions:
-    """What is to be added: opened, so that bad input shows before anything is made."""
-
-    def __init__(
-        self,
-        sources: list[str],
-        *,
-        category: str | None,
-        shots: int | None,
-        seed: int,
-        order: Order,
-        template: list[str] | None,
-        with_names: bool,
-    ) -> None:
-        from rarvision.datasets import NameList, open_dataset
-        from rarvision.images import iter_image_paths
-        from rarvision.types import Sample
-
-        self.templates = tuple(template or ("{}",))
-        self.names: list[str] = []
-        self.samples: list[Iterable[Sample]] = []
-        self.total = 0
-        if category is not None:
-            if shots is not None:
-                raise OptionError("--shots chooses among categories; with --category name the images themselves")
-            paths = list(iter_image_paths(sources))
-            self.samples.append(Sample(source=str(path), image=path, label=category) for path in paths)
-            self.total = len(paths)
-            self.names += [category] if with_names else []
-            return
-        for source in sources:
-            opened = open_dataset(source)
-            if isinstance(opened, NameList):
-                self.names += opened
-                continue
-            chosen = opened if shots is None else opened.few_shot(shots=shots, seed=seed, order=order.value)
-            self.samples.append(chosen)
-            self.total += len(chosen)
-            self.names += chosen.categories if with_names else []
-
-    def _all(self) -> Iterator[Sample]:
-        for samples in self.samples:
-            yield from samples
-
-    def into(self, store: LocalMemory, *, batch_size: int, quiet: bool, json: bool) -> None:
-        """Add to the memory, tell what was done, and exit with 1 where images failed."""
-        counts = {"added": 0, "skipped": 0, "failed": 0}
-
-        def count(report: AddReport) -> None:
-            for key in counts:
-                counts[key] += getattr(report, key)
-
-        if self.total:
-            with progress("Encoding", total=self.total, quiet=quiet) as bar:
-                count(store.add(self._all(), batch_size=batch_size, on_error=_report_bad, progress=bar.to))
-        if self.names:
-            count(store.add_texts(self.names, templates=self.templates))
-        entries, categories = len(store), len(store.categories())
-        if json:
-            echo_json({**counts, "entries": entries, "categories": categories})
-        else:
-            typer.echo(
-                f"added {counts['added']:,}, skipped {counts['skipped']:,} that were there, "
-                f"failed {counts['failed']:,}; the memory holds {entries:,} entries of {categories:,} categories"
-            )
-        if counts["failed"]:
-            raise typer.Exit(SOME_FAILED)
-
-
-def _report_bad(sample: Sample, error: InputError) -> None:
-    message = str(error)
-    say(message if sample.source in message else f"{sample.source}: {message}")
+app.command()(filling.create)
+app.command()(filling.add)
 
 
 @app.command()
@@ -285,19 +80,27 @@ def info(
     memory: options.MemoryArgument,
     *,
     categories: Annotated[bool, typer.Option("--categories", help="Also list the categories' names.")] = False,
+    csv: options.CsvOption = None,
     json: options.JsonOption = False,
 ) -> None:
     """Show what a memory is and holds.
 
+    --csv FILE writes one row; with --categories a row a category instead: category, images, texts.
+
     \b
-    Example:
+    Examples:
       rarvision memory info pets.memory --json
+      rarvision memory info pets.memory --categories --csv categories.csv
     """
     from rarvision.memory import LocalMemory
 
     with LocalMemory.open(memory) as store:
         facts = store.info().to_dict()
         names = store.categories()
+        if csv and categories:
+            write_rows(csv, _counts(store), columns=("category", "images", "texts"))
+        elif csv:
+            write_rows(csv, [facts])
     if json:
         echo_json(facts | ({"category_names": names} if categories else {}))
         return
@@ -305,6 +108,15 @@ def info(
     print_table(("", ""), rows)
     if categories:
         print_table(("category",), [(name,) for name in names])
+
+
+def _counts(store: LocalMemory) -> Iterator[dict[str, Any]]:
+    """How many entries each category has, in the order in which the categories came."""
+    images = Counter(store.table("image")[1].tolist())
+    texts = Counter(store.table("text")[1].tolist())
+    codes = {name: code for code, name in store.category_names().items()}
+    for name in store.categories():
+        yield {"category": name, "images": images[codes[name]], "texts": texts[codes[name]]}
 
 
 def _fact(value: Any) -> str:
@@ -358,7 +170,12 @@ def import_(
 def search(
     memory: options.MemoryArgument,
     images: Annotated[
-        list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Files, folders, globs.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE]...",
+            help="Files, folders, globs; - reads a list on standard input.",
+            show_default=False,
+        ),
     ] = None,
     *,
     text: Annotated[
@@ -372,6 +189,8 @@ def search(
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = "auto",
     max_pixels: options.MaxPixelsOption = None,
+    null: options.NullOption = False,
+    csv: options.CsvOption = None,
     json: options.JsonOption = False,
 ) -> None:
     """Show the nearest entries of images or words.
@@ -379,15 +198,20 @@ def search(
     \b
     Examples:
       rarvision memory search pets.memory cat.jpg
+      rarvision memory search pets.memory photos/ -k 10 --csv neighbours.csv
       rarvision memory search pets.memory --text "a cat without fur" --among image --json
+
+    \b
+    --json prints one object a line: query, neighbours [id, category, modality, source, similarity]
+      or: query, error
+    --csv writes a row a neighbour: query, rank, id, category, modality, source, similarity, error
     """
     import numpy as np
 
-    from rarvision.images import iter_image_paths
     from rarvision.memory import LocalMemory
 
     models.set_max_pixels(max_pixels)
-    paths = [str(path) for path in iter_image_paths(images or [])]
+    paths = [str(path) for path in image_paths(images or [], null=null)]
     words = text or []
     if not paths and not words:
         raise OptionError("say what to search for: images, or --text WORDS")
@@ -399,29 +223,43 @@ def search(
         queries = np.concatenate((vectors[good], store.encoder.encode_texts(words))) if words else vectors[good]
         labels = [paths[i] for i in good] + words
         found = store.search(queries, k, modality=among.value if among else None) if labels else []
-    for message in bad.values():
-        say(message)
-    for query, neighbours in zip(labels, found, strict=True):
-        hits = [
-            {
-                "id": hit.entry.id,
-                "category": hit.entry.category,
-                "modality": hit.entry.modality,
-                "source": hit.entry.source,
-                "similarity": round(hit.similarity, 6),
-            }
-            for hit in neighbours
-        ]
+    records: list[dict[str, Any]] = [
+        {"query": query, "neighbours": [_hit(neighbour) for neighbour in neighbours]}
+        for query, neighbours in zip(labels, found, strict=True)
+    ]
+    records += [{"query": paths[i], "error": message} for i, message in bad.items()]
+    if csv:
+        write_rows(csv, _search_rows(records), columns=_SEARCH_COLUMNS)
+    for record in records:
         if json:
-            echo_json({"query": query, "neighbours": hits})
-        else:
-            rows = [(f"{h['similarity']:.3f}", str(h["category"]), str(h["modality"]), str(h["source"])) for h in hits]
-            print_table(("similarity", "category", "modality", "source"), rows, title=query)
-    if json:
-        for i, message in bad.items():
-            echo_json({"query": paths[i], "error": message})
+            echo_json(record)
+        if "error" in record:
+            say(record["error"])
+        elif not json:
+            rows = [(f"{h['similarity']:.3f}", h["category"], h["modality"], h["source"]) for h in record["neighbours"]]
+            print_table(("similarity", "category", "modality", "source"), rows, title=record["query"])
     if bad:
         raise typer.Exit(SOME_FAILED)
+
+
+def _hit(neighbour: Neighbour) -> dict[str, Any]:
+    entry = neighbour.entry
+    return {
+        "id": entry.id,
+        "category": entry.category,
+        "modality": entry.modality,
+        "source": entry.source,
+        "similarity": round(neighbour.similarity, 6),
+    }
+
+
+def _search_rows(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for record in records:
+        if "error" in record:
+            yield dict(record)
+        else:
+            for rank, hit in enumerate(record["neighbours"], start=1):
+                yield {"query": record["query"], "rank": rank, **hit}
 
 
 @app.command()
@@ -431,6 +269,7 @@ def evaluate(
     leave_one_out: Annotated[  # noqa: ARG001 - the only way so far, spelt out
         bool, typer.Option("--leave-one-out", help="Ask for each image, that image left out (the default).")
     ] = True,
+    csv: options.CsvOption = None,
     quiet: options.QuietOption = False,
     json: options.JsonOption = False,
 ) -> None:
@@ -442,7 +281,7 @@ def evaluate(
 
     \b
     --json prints one object: top1, recall_at_5_images (the category is among the 5 nearest images),
-      recall_at_5_categories (among the 5 nearest categories), entries, categories
+      recall_at_5_categories (among the 5 nearest categories), entries, categories; --csv writes it as a row
     """
     from rarvision.memory import LocalMemory
     from rarvision.retrieval import leave_one_out as measure
@@ -452,6 +291,8 @@ def evaluate(
         progress("Leaving one out", total=store.count("image"), quiet=quiet) as bar,
     ):
         result = measure(store, progress=bar.to).to_dict()
+    if csv:
+        write_rows(csv, [result])
     if json:
         echo_json(result)
         return

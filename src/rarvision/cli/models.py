@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
+    from rarvision.calibration import Calibration
     from rarvision.chat import Chat
+    from rarvision.cli.path import PathOptions
     from rarvision.encoders import Encoder
     from rarvision.memory import LocalMemory
     from rarvision.pipeline import Recognizer
@@ -154,44 +157,50 @@ def _prompt(given: str | None) -> str | None:
     path = Path(given)
     if not path.is_file():
         raise OptionError(f"--prompt must be one of {', '.join(RANKING_PROMPTS)}, or a text file; got {given!r}")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"--prompt {given}: the file is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 @contextmanager
-def open_recognizer(
-    memory: Path,
-    *,
-    encoder: str | None,
-    ranker: RankerOptions,
-    k: int,
-    retrieval: str,
-    aggregate: str,
-    distinct: bool,
-    ranker_weight: str,
-    allow_fallback: bool,
-    batch_size: int,
-    device: str,
-) -> Iterator[Recognizer]:
+def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
     """Open the whole path on a memory's folder; closed at the end."""
     from rarvision.memory import LocalMemory
     from rarvision.pipeline import Recognizer
     from rarvision.retrieval import Retriever
 
+    weight, fitted = _weight(path.ranker_weight), _calibration(path.calibration)
+    ranker = RankerOptions(
+        spec=path.ranker,
+        strategy=path.strategy.value,
+        constrained=path.constrained,
+        prompt=path.prompt,
+        model=path.ranker_model,
+        quantization=path.quantization.value if path.quantization else None,
+        api_key=path.api_key,
+        timeout_s=path.timeout,
+    )
     with ExitStack() as stack:
-        store = stack.enter_context(LocalMemory.open(memory))
-        bind_encoder(store, encoder=encoder, device=device)
-        ranks = open_ranker(ranker, device=device, batch_size=batch_size)
+        store = stack.enter_context(LocalMemory.open(path.memory))
+        bind_encoder(store, encoder=path.encoder, device=path.device)
+        ranks = open_ranker(ranker, device=path.device, batch_size=path.batch_size)
         if ranks is not None:
             stack.callback(ranks.chat.close)
         yield Recognizer(
             store,
             ranker=ranks,
             retriever=Retriever(
-                store, k=k, source=cast("Any", retrieval), aggregate=cast("Any", aggregate), distinct=distinct
+                store,
+                k=path.k,
+                source=cast("Any", path.retrieval.value),
+                aggregate=cast("Any", path.aggregate.value),
+                distinct=not path.repeats,
             ),
-            allow_fallback=allow_fallback,
-            batch_size=batch_size,
-            ranker_weight=_weight(ranker_weight),
+            allow_fallback=path.allow_fallback,
+            batch_size=path.batch_size,
+            ranker_weight=weight,
+            calibration=fitted,
         )
 
 
@@ -202,6 +211,28 @@ def _weight(text: str) -> float | Literal["replace"]:
         return float(text)
     except ValueError:
         raise OptionError(f"--ranker-weight must be a number or replace, got {text!r}") from None
+
+
+def _calibration(path: Path | None) -> Calibration | None:
+    """Read ``--calibration FILE``; None without it."""
+    if path is None:
+        return None
+    from rarvision.calibration import Calibration
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # what is not UTF-8, or not JSON
+        raise OptionError(f"--calibration {path}: expected a JSON object, got something else: {error}") from error
+    known = [field.name for field in fields(Calibration)]
+    if not isinstance(values, dict):
+        raise OptionError(f"--calibration {path}: expected a JSON object with some of {', '.join(known)}")
+    for name, value in values.items():
+        if name not in known:
+            raise OptionError(f"--calibration {path}: expected some of {', '.join(known)}; got {name!r}")
+        if isinstance(value, bool) != (name == "fitted") or not isinstance(value, (int, float)):
+            kind = "true or false" if name == "fitted" else "a number"
+            raise OptionError(f"--calibration {path}: {name} must be {kind}, got {value!r}")
+    return Calibration(**values)
 
 
 def set_max_pixels(limit: int | None) -> None:

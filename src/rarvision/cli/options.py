@@ -14,7 +14,9 @@ __all__ = [
     "AllowFallbackOption",
     "ApiKeyOption",
     "BatchSizeOption",
+    "CalibrationOption",
     "ConstrainedOption",
+    "CsvOption",
     "DeviceOption",
     "EncoderOption",
     "JsonOption",
@@ -24,6 +26,7 @@ __all__ = [
     "MemoryOption",
     "Modality",
     "NewEncoderOption",
+    "NullOption",
     "OutputOption",
     "PromptOption",
     "Quantization",
@@ -190,6 +193,16 @@ RepeatsOption = Annotated[
         "--retrieval image or text and --aggregate nearest.",
     ),
 ]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="JSON object with fields of rarvision.Calibration, for probabilities fitted to your data, such as "
+        '{"prior_temperature": 0.05, "fitted": true}. The default is a guess, for every encoder and ranker alike.',
+        show_default=False,
+    ),
+]
 AllowFallbackOption = Annotated[
     bool,
     typer.Option(
@@ -211,6 +224,10 @@ MaxPixelsOption = Annotated[
         help="Refuse larger images (width times height), before decoding them.",
         show_default="100000000",
     ),
+]
+CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write a CSV table.")]
+NullOption = Annotated[
+    bool, typer.Option("--null", "-0", help="The list on standard input is separated by NUL, not by lines.")
 ]
 OutputOption = Annotated[
     Path | None,

@@ -29,6 +29,7 @@ __all__ = [
     "say",
     "show",
     "to_json",
+    "write_rows",
 ]
 
 
@@ -245,3 +246,29 @@ class CsvFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str] | None = None) -> None:
+    """Write a CSV table whole.
+
+    What is nested in a row becomes columns of its own (``statuses_ranked``), a list its JSON.
+
+    Args:
+        path: The file; its folder is made.
+        rows: At least one where ``columns`` are not given.
+        columns: By default those of the first row.
+    """
+    flat = [_flat(row) for row in rows]
+    with CsvFile(path, columns=list(flat[0]) if columns is None else columns) as table:
+        for row in flat:
+            table.append(row)
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            row |= {f"{key}_{name}": part for name, part in _flat(value).items()}
+        else:
+            row[key] = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple)) else value
+    return row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rarvision.cli import models, options
+from rarvision.cli.inputs import STDIN, image_paths
 from rarvision.cli.output import Bar, CsvFile, ResultFile, echo_json, print_table, printable, progress, say, show
-from rarvision.errors import OptionError
+from rarvision.cli.path import PathOptions, spread
 
 if TYPE_CHECKING:
     from rarvision.pipeline import RecognitionFailure
@@ -23,6 +23,7 @@ __all__ = ["recognize", "record_of"]
 SOME_FAILED = 1
 
 
+@spread
 def recognize(
     images: Annotated[
         list[str],
@@ -31,31 +32,11 @@ def recognize(
         ),
     ],
     *,
-    memory: options.MemoryOption,
-    ranker: options.RankerOption = "none",
-    k: options.KOption = 5,
-    strategy: options.StrategyOption = options.Strategy.AUTO,
-    constrained: options.ConstrainedOption = False,
-    prompt: options.PromptOption = None,
-    ranker_weight: options.RankerWeightOption = "1",
-    retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED,
-    aggregate: options.AggregateOption = options.Aggregate.BLEND,
-    repeats: options.RepeatsOption = False,
-    allow_fallback: options.AllowFallbackOption = False,
-    quantization: options.QuantizationOption = None,
-    ranker_model: options.RankerModelOption = None,
-    api_key: options.ApiKeyOption = None,
-    timeout: options.TimeoutOption = 60.0,
-    encoder: options.EncoderOption = None,
-    batch_size: options.BatchSizeOption = 8,
-    device: options.DeviceOption = "auto",
-    max_pixels: options.MaxPixelsOption = None,
-    null: Annotated[
-        bool, typer.Option("--null", "-0", help="The list on standard input is separated by NUL, not by lines.")
-    ] = False,
+    path: PathOptions,
+    null: options.NullOption = False,
     output: options.OutputOption = None,
     resume: options.ResumeOption = True,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV table.")] = None,
+    csv: options.CsvOption = None,
     quiet: options.QuietOption = False,
     json: options.JsonOption = False,
 ) -> None:
@@ -77,43 +58,18 @@ def recognize(
       ranking {strategy, status, reason, raw}, retrieval_ms, ranking_ms      or: source, error
       (ranking.status is ranked, repaired or fallback; null where no ranker was asked)
     """
-    models.set_max_pixels(max_pixels)
-    listed = "-" in images
-    if listed and sys.stdin.isatty():
-        raise OptionError("- reads a list of images on standard input, which is a terminal; pipe one in")
-    paths: Iterator[Path] = _paths(images, null=null)
+    models.set_max_pixels(path.max_pixels)
+    paths = image_paths(images, null=null)
     total = None
-    if not listed:
+    if STDIN not in images:
         known = list(paths)
         total, paths = len(known), iter(known)
-    opened = models.open_recognizer(
-        memory,
-        encoder=encoder,
-        ranker=models.RankerOptions(
-            spec=ranker,
-            strategy=strategy.value,
-            constrained=constrained,
-            prompt=prompt,
-            model=ranker_model,
-            quantization=quantization.value if quantization else None,
-            api_key=api_key,
-            timeout_s=timeout,
-        ),
-        k=k,
-        retrieval=retrieval.value,
-        aggregate=aggregate.value,
-        distinct=not repeats,
-        ranker_weight=ranker_weight,
-        allow_fallback=allow_fallback,
-        batch_size=batch_size,
-        device=device,
-    )
     with ExitStack() as stack:
-        recognizer = stack.enter_context(opened)
+        recognizer = stack.enter_context(models.open_recognizer(path))
         results = (
             stack.enter_context(ResultFile(output, settings=recognizer.settings, resume=resume)) if output else None
         )
-        table = stack.enter_context(CsvFile(csv, columns=_columns(k))) if csv else None
+        table = stack.enter_context(CsvFile(csv, columns=_columns(path.k))) if csv else None
         done = dict(results.done) if results else {}
         if done:
             say(f"{output}: going on after {len(done):,} results that are there")
@@ -169,26 +125,6 @@ def _samples(paths: Iterable[Path], *, skip: set[str] | None, bar: Bar) -> Itera
                 continue
             skip.add(source)
         yield Sample(source=source, image=path)
-
-
-def _paths(given: list[str], *, null: bool) -> Iterator[Path]:
-    from rarvision.images import iter_image_paths
-
-    for item in given:
-        if item == "-":
-            yield from iter_image_paths(_listed(null=null))
-        else:
-            yield from iter_image_paths([item])
-
-
-def _listed(*, null: bool) -> Iterator[str]:
-    if null:
-        yield from (name for name in sys.stdin.read().split("\0") if name)
-    else:
-        for line in sys.stdin:
-            name = line.rstrip("\r\n")
-            if name:
-                yield name
 
 
 def record_of(outcome: Prediction | RecognitionFailure) -> dict[str, Any]:

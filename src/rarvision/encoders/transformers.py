@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from rarvision.checkpoints import checkpoint_source
 from rarvision.encoders.base import Encoder, batch_size_of
 from rarvision.errors import EncoderError, OptionError
 
@@ -62,7 +63,7 @@ class TransformersEncoder(Encoder):
         revision: str | None = None,
         batch_size: int = 32,
     ) -> None:
-        self._name = str(model)
+        self._name = checkpoint_source(model, missing=EncoderError)
         self._revision = revision
         self._batch = batch_size_of(batch_size)
         self._family = self._read_family()
@@ -148,8 +149,6 @@ class TransformersEncoder(Encoder):
                 f"{folder} is not a model folder: it has no config.json. Give a folder that save_pretrained wrote, "
                 "or a hub name such as openai/clip-vit-base-patch16"
             )
-        if not folder.exists() and (folder.is_absolute() or self._name.startswith((".", "~"))):
-            raise EncoderError(f"there is no folder {folder}; give an existing model folder, or a hub name")
         try:
             config = AutoConfig.from_pretrained(self._name, revision=self._revision)
         except Exception as error:

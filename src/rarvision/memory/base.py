@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.encoders import Encoder, TransformersEncoder, check_templates, ordered_map, probe_matches, worker_pool
+from rarvision.encoders.base import batch_size_of
 from rarvision.errors import (
     EncoderError,
     EncoderMismatchError,
@@ -28,8 +31,8 @@ __all__ = ["Memory"]
 
 _COMMIT_ENTRIES = 256
 _COMMIT_SECONDS = 10.0
-_TEXT_BATCH = 1_024
-_PROTOTYPE_BATCH = 65_536
+_TEXT_PASSES = 8
+_VECTORS_AT_ONCE = 65_536
 _UNIT_WITHIN = 0.01
 
 
@@ -41,6 +44,7 @@ class Memory(abc.ABC):
 
     _bound: Encoder | None = None
     _prototypes_cache: tuple[int, dict[Modality, Prototypes]] | None = None
+    _content_cache: tuple[int, str] | None = None
 
     # What a store implements ------------------------------------------------------------------------------------
 
@@ -139,6 +143,12 @@ class Memory(abc.ABC):
     @abc.abstractmethod
     def _thumbnail_size(self) -> int | None: ...
 
+    def _content(self, modality: Modality) -> Iterator[bytes]:
+        """Bytes that tell the entries' vectors from others; the vectors, where the store keeps no checksums."""
+        ids, _ = self.table(modality)
+        for start in range(0, len(ids), _VECTORS_AT_ONCE):
+            yield self.vectors(ids[start : start + _VECTORS_AT_ONCE]).tobytes()
+
     # The encoder ------------------------------------------------------------------------------------------------
 
     @property
@@ -215,27 +225,20 @@ class Memory(abc.ABC):
         if encoder is not None:
             self.check_encoder(encoder)
         active = encoder or self.encoder
-        size = batch_size or active.batch_size
-        if size < 1:
-            raise OptionError(f"batch_size must be at least 1, got {size}")
+        size = batch_size_of(batch_size or active.batch_size)
         adding = Adding(on_error=on_error, progress=progress)
         with self._writing(), worker_pool() as pool:
             hashed = ordered_map(hash_sample, samples, pool=pool, ahead=4 * size)
             fresh = self._unknown(hashed, adding)
             decoded = ordered_map(Decode(self._thumbnail_size), fresh, pool=pool, ahead=2 * size)
-            entries: list[NewEntry] = []
-            vectors: list[Float[np.ndarray, "n dim"]] = []
-            last_commit = time.monotonic()
-            for batch in batches(adding.readable(decoded), size):
-                vectors.append(active.encode_images([image for _, image in batch], batch_size=size))
-                entries += [entry for entry, _ in batch]
-                if len(entries) >= _COMMIT_ENTRIES or time.monotonic() - last_commit > _COMMIT_SECONDS:
-                    self._append(entries, np.concatenate(vectors))
-                    adding.stored(len(entries))
-                    entries, vectors, last_commit = [], [], time.monotonic()
-            if entries:
-                self._append(entries, np.concatenate(vectors))
-                adding.stored(len(entries))
+            readable = batches(adding.readable(decoded), size)
+            self._keep(
+                (
+                    ([entry for entry, _ in batch], active.encode_images([i for _, i in batch], batch_size=size))
+                    for batch in readable
+                ),
+                adding,
+            )
         adding.raise_failure()
         return adding.report()
 
@@ -266,6 +269,7 @@ class Memory(abc.ABC):
         if encoder is not None:
             self.check_encoder(encoder)
         active = encoder or self.encoder
+        size = batch_size_of(batch_size or active.batch_size)
         filled = check_templates(templates)
         named = list(names)
         described = named if texts is None else list(texts)
@@ -273,12 +277,33 @@ class Memory(abc.ABC):
             raise OptionError(f"expected one text a name: got {len(named)} names and {len(described)} texts")
         new = [new_text(name, text, filled) for name, text in zip(named, described, strict=True)]
         adding = Adding(on_error=None, progress=progress)
+        at_once = max(1, _TEXT_PASSES * size // len(filled))
         with self._writing():
-            for batch in batches(adding.fresh(new, self._contains), _TEXT_BATCH):
-                vectors = active.encode_texts([e.source for e in batch], templates=filled, batch_size=batch_size)
-                self._append(batch, vectors)
-                adding.stored(len(batch))
+            fresh = batches(adding.fresh(new, self._contains), at_once)
+            self._keep(
+                (
+                    (batch, active.encode_texts([e.source for e in batch], templates=filled, batch_size=size))
+                    for batch in fresh
+                ),
+                adding,
+            )
         return adding.report()
+
+    def _keep(self, encoded: Iterable[tuple[list[NewEntry], Float[np.ndarray, "n dim"]]], adding: Adding) -> None:
+        """Store entries as they come, several batches at a time, so that little is lost or unknown when it ends."""
+        entries: list[NewEntry] = []
+        vectors: list[Float[np.ndarray, "n dim"]] = []
+        last_commit = time.monotonic()
+        for batch, rows in encoded:
+            entries += batch
+            vectors.append(rows)
+            if len(entries) >= _COMMIT_ENTRIES or time.monotonic() - last_commit > _COMMIT_SECONDS:
+                self._append(entries, np.concatenate(vectors))
+                adding.stored(len(entries))
+                entries, vectors, last_commit = [], [], time.monotonic()
+        if entries:
+            self._append(entries, np.concatenate(vectors))
+            adding.stored(len(entries))
 
     def append(self, entries: Sequence[NewEntry], vectors: Float[np.ndarray, "n dim"]) -> AddReport:
         """Store entries whose vectors are there already, made by this memory's encoder.
@@ -388,16 +413,39 @@ class Memory(abc.ABC):
             ids, codes = self.table(modality)
             categories, position, counts = np.unique(codes, return_inverse=True, return_counts=True)
             sums = np.zeros((len(categories), self.dim), dtype=np.float64)
-            for start in range(0, len(ids), _PROTOTYPE_BATCH):
-                part = position[start : start + _PROTOTYPE_BATCH]
+            for start in range(0, len(ids), _VECTORS_AT_ONCE):
+                part = position[start : start + _VECTORS_AT_ONCE]
                 order = np.argsort(part, kind="stable")
                 present, starts = np.unique(part[order], return_index=True)
-                vectors = self.vectors(ids[start : start + _PROTOTYPE_BATCH])[order]
+                vectors = self.vectors(ids[start : start + _VECTORS_AT_ONCE])[order]
                 sums[present] += np.add.reduceat(vectors, starts, axis=0, dtype=np.float64)
             norms = np.linalg.norm(sums, axis=1, keepdims=True)
             means = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 1e-12)
             cache[modality] = Prototypes(categories=categories, vectors=means.astype(np.float32), counts=counts)
         return cache[modality]
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of what answers depend on: which entries of which categories there are, and their vectors.
+
+        Equal for a copy of the memory; another one once an entry has been added, removed or replaced. Computed once
+        for each revision.
+        """
+        revision = self.revision
+        if self._content_cache is None or self._content_cache[0] != revision:
+            digest = hashlib.sha256(self.encoder_fingerprint.encode())
+            modalities: tuple[Modality, ...] = ("image", "text")
+            for modality in modalities:
+                ids, codes = self.table(modality)
+                known = self.category_names()
+                names = {code: known[code] for code in np.unique(codes).tolist()}
+                digest.update(json.dumps([modality, len(ids), names]).encode())
+                digest.update(ids.tobytes())
+                digest.update(codes.tobytes())
+                for part in self._content(modality):
+                    digest.update(part)
+            self._content_cache = (revision, digest.hexdigest())
+        return self._content_cache[1]
 
     def __len__(self) -> int:
         return self.count()

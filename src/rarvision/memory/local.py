@@ -358,17 +358,20 @@ class LocalMemory(Memory):
     def _read_view(self, modality: Modality, revision: int, before: View | None) -> View:
         known = {} if before is None else before.segments
         segments = []
-        for segment, live, rows, file, index_file in self._store.rows(
-            "SELECT id, live, rows, file, index_file FROM segments WHERE modality = ? ORDER BY id", (modality,)
-        ):
+        columns = "id, live, rows, file, index_file, sha256, index_sha256"
+        query = f"SELECT {columns} FROM segments WHERE modality = ? ORDER BY id"
+        for segment, live, rows, *files in self._store.rows(query, (modality,)):
             key = (segment, live)
-            segments.append(known.get(key) or self._read_segment(key, rows, file, index_file))
+            segments.append(known.get(key) or self._read_segment(key, rows, *files))
         return View(segments, dim=self._dim, revision=revision)
 
-    def _read_segment(self, key: tuple[int, int], rows: int, file: str, index_file: str | None) -> Segment:
+    def _read_segment(
+        self, key: tuple[int, int], rows: int, file: str, index_file: str | None, *checksums: str | None
+    ) -> Segment:
         entries = self._store.rows("SELECT row, id, category FROM entries WHERE segment = ?", (key[0],))
         index_path = self._store.path(index_file) if index_file else None
-        return Segment.open(self._store.path(file), key, (rows, self._dim), entries, index_path=index_path)
+        path = self._store.path(file)
+        return Segment.open(path, key, (rows, self._dim), entries, index_path=index_path, checksums=checksums)
 
     # Writing ----------------------------------------------------------------------------------------------------
 
@@ -475,6 +478,9 @@ class LocalMemory(Memory):
         self._store.delete_files([name for pair in files for name in pair if name])
 
     # What the base class asks for -------------------------------------------------------------------------------
+
+    def _content(self, modality: Modality) -> Iterator[bytes]:
+        return self._view(modality).content()
 
     def _stored_probe(self) -> Float[np.ndarray, "n dim"] | None:
         return None if self._probe is None else unpack_vectors(self._probe, self._dim)

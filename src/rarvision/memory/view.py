@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ class Segment:
         ids: Entry ids by row, ascending; -1 where the entry has been removed.
         categories: Category codes by row; -1 likewise.
         index_path: Its index, where it has one.
+        checksums: Of its files, as they were written.
     """
 
     key: tuple[int, int]
@@ -35,6 +36,7 @@ class Segment:
     ids: Int[np.ndarray, " rows"]
     categories: Int[np.ndarray, " rows"]
     index_path: Path | None
+    checksums: tuple[str | None, ...] = ()
 
     @classmethod
     def open(
@@ -45,6 +47,7 @@ class Segment:
         entries: Sequence[tuple[int, int, int]],
         *,
         index_path: Path | None,
+        checksums: tuple[str | None, ...],
     ) -> Segment:
         """Map a segment's file.
 
@@ -54,6 +57,7 @@ class Segment:
             shape: What the file must hold.
             entries: Row, id and category code of its live rows.
             index_path: Its index's file.
+            checksums: Of both files.
 
         Raises:
             MemoryCorruptError: The file holds something else.
@@ -71,7 +75,7 @@ class Segment:
             table = np.array(entries, dtype=np.int64)
             ids[table[:, 0]] = table[:, 1]
             codes[table[:, 0]] = table[:, 2]
-        return cls(key=key, vectors=vectors, ids=ids, categories=codes, index_path=index_path)
+        return cls(key=key, vectors=vectors, ids=ids, categories=codes, index_path=index_path, checksums=checksums)
 
     @cached_property
     def index(self) -> Index:
@@ -116,6 +120,12 @@ class View:
 
     def __len__(self) -> int:
         return sum(live for _, live in self.segments)
+
+    def content(self) -> Iterator[bytes]:
+        """What tells this state's vectors from others: the files' checksums, and whose the rows are."""
+        for segment in self.segments.values():
+            yield repr(segment.checksums).encode()
+            yield segment.ids.tobytes()
 
     def gather(self, ids: Int[np.ndarray, " n"], into: Float[np.ndarray, "n dim"]) -> Bool[np.ndarray, " n"]:
         """Copy the vectors of those ids that are here; returns which they are."""

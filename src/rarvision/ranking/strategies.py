@@ -246,12 +246,18 @@ class Ranker(BaseRanker):
             ChatRequest.of(ranking_prompt(candidates, self._template), image)
             for image, candidates in zip(images, names, strict=True)
         ]
-        room = max(len(format_list(candidates).encode(errors="replace")) for candidates in names) + 16
         return self._chat.generate(
             requests,
-            max_tokens=self._max_tokens or max(room, _MIN_ANSWER_TOKENS),
+            max_tokens=self._max_tokens or self._room(names),
             constraints=[ListConstraint(names=candidates) for candidates in names] if self._constrained else None,
         )
+
+    def _room(self, names: Sequence[tuple[str, ...]]) -> int:
+        """Tokens for the longest list, said twice over; its bytes where the chat cannot count."""
+        longest = max((format_list(candidates) for candidates in names), key=len)
+        counted = self._chat.count_tokens(ChatRequest.of(longest))
+        room = len(longest.encode(errors="replace")) + 16 if counted is None else 2 * counted
+        return max(room, _MIN_ANSWER_TOKENS)
 
     def _read(self, completion: Completion, shown: Sequence[str], order: Sequence[int]) -> Ranking:
         """The answer, in places of the names as given: ``order[i]`` is the place of the name shown at i."""

@@ -1,0 +1,258 @@
+"""``rarvision memory create`` and ``add``: labelled images and names go into a memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rarvision.cli import models, options
+from rarvision.cli.inputs import STDIN, image_paths
+from rarvision.cli.output import echo_json, progress, say
+from rarvision.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from rarvision.memory import AddReport, LocalMemory
+    from rarvision.types import Sample
+
+__all__ = ["add", "create"]
+
+SOME_FAILED = 1
+
+
+class IndexKind(StrEnum):
+    """How vectors are searched."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    HNSW = "hnsw"
+
+
+class Order(StrEnum):
+    """Which images of a category are taken."""
+
+    RANDOM = "random"
+    FIRST = "first"
+
+
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SOURCE]...",
+        help="A folder with a subfolder a category; a CSV or JSONL file of images and labels; a .txt file of names; "
+        "with --category: images, folders, globs, or - for a list of them on standard input.",
+        show_default=False,
+    ),
+]
+CategoryOption = Annotated[
+    str | None, typer.Option("--category", metavar="NAME", help="The sources are images of this one category.")
+]
+ShotsOption = Annotated[
+    int | None, typer.Option("--shots", min=1, metavar="N", help="At most N images a category.", show_default="all")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Chooses the images of --shots.")]
+OrderOption = Annotated[
+    Order, typer.Option("--order", help="With --shots: a seeded random choice, or the first in list order.")
+]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="TEXT",
+        help='How names are put to the encoder, such as "a photo of a {}."; may be given several times.',
+        show_default="{}",
+    ),
+]
+WithNamesOption = Annotated[
+    bool, typer.Option("--with-names", help="Store the categories' names beside their images, for fused retrieval.")
+]
+
+
+def create(
+    memory: options.MemoryArgument,
+    sources: SourcesArgument = None,
+    *,
+    encoder: options.NewEncoderOption = "embedded:clip-16",
+    index: Annotated[IndexKind, typer.Option("--index", help="auto is exact while small, HNSW when large.")] = (
+        IndexKind.AUTO
+    ),
+    thumbnails: Annotated[
+        int,
+        typer.Option(
+            "--thumbnails",
+            min=0,
+            metavar="PX",
+            help="Longest side of the small copies of the images, which stay when the images move; 10 to 20 KB an "
+            "image at 256, a third or less at 96. 0 stores none.",
+        ),
+    ] = 256,
+    category: CategoryOption = None,
+    null: options.NullOption = False,
+    shots: ShotsOption = None,
+    seed: SeedOption = 0,
+    order: OrderOption = Order.RANDOM,
+    template: TemplateOption = None,
+    with_names: WithNamesOption = False,
+    batch_size: options.BatchSizeOption = 32,
+    device: options.DeviceOption = "auto",
+    max_pixels: options.MaxPixelsOption = None,
+    quiet: options.QuietOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Make a memory, and fill it if sources are given.
+
+    \b
+    Examples:
+      rarvision memory create pets.memory train/ --encoder openai/clip-vit-base-patch16 --shots 4
+      rarvision memory create pets.memory train.csv --with-names --thumbnails 0
+      rarvision memory create names.memory names.txt --template "a photo of a {}."
+    """
+    from rarvision.memory import LocalMemory
+
+    models.set_max_pixels(max_pixels)
+    additions = _Additions(
+        sources or [],
+        category=category,
+        null=null,
+        shots=shots,
+        seed=seed,
+        order=order,
+        template=template,
+        with_names=with_names,
+    )
+    created = LocalMemory.create(
+        memory,
+        encoder=models.open_encoder(encoder, device=device),
+        index=index.value,
+        thumbnails=thumbnails or None,
+        metadata={models.ENCODER_KEY: encoder},
+    )
+    with created as store:
+        additions.into(store, batch_size=batch_size, quiet=quiet, json=json)
+
+
+def add(
+    memory: options.MemoryArgument,
+    sources: SourcesArgument,
+    *,
+    category: CategoryOption = None,
+    null: options.NullOption = False,
+    shots: ShotsOption = None,
+    seed: SeedOption = 0,
+    order: OrderOption = Order.RANDOM,
+    template: TemplateOption = None,
+    with_names: WithNamesOption = False,
+    encoder: options.EncoderOption = None,
+    batch_size: options.BatchSizeOption = 32,
+    device: options.DeviceOption = "auto",
+    max_pixels: options.MaxPixelsOption = None,
+    quiet: options.QuietOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Add images or names to a memory; what it holds already is skipped.
+
+    \b
+    Examples:
+      rarvision memory add pets.memory more-pets/
+      rarvision memory add pets.memory photos/tabby-*.jpg --category "tabby cat"
+      find . -name 'tabby*.jpg' -print0 | rarvision memory add pets.memory - -0 --category "tabby cat"
+      rarvision memory add pets.memory names.txt --template "a photo of a {}, a type of pet."
+    """
+    from rarvision.memory import LocalMemory
+
+    models.set_max_pixels(max_pixels)
+    additions = _Additions(
+        sources or [],
+        category=category,
+        null=null,
+        shots=shots,
+        seed=seed,
+        order=order,
+        template=template,
+        with_names=with_names,
+    )
+    with LocalMemory.open(memory) as store:
+        models.bind_encoder(store, encoder=encoder, device=device)
+        additions.into(store, batch_size=batch_size, quiet=quiet, json=json)
+
+
+class _Additions:
+    """What is to be added: opened, so that bad input shows before anything is made."""
+
+    def __init__(
+        self,
+        sources: list[str],
+        *,
+        category: str | None,
+        null: bool,
+        shots: int | None,
+        seed: int,
+        order: Order,
+        template: list[str] | None,
+        with_names: bool,
+    ) -> None:
+        from rarvision.datasets import NameList, open_dataset
+        from rarvision.types import Sample
+
+        self.templates = tuple(template or ("{}",))
+        self.names: list[str] = []
+        self.samples: list[Iterable[Sample]] = []
+        self.total = 0
+        if category is not None:
+            if shots is not None:
+                raise OptionError("--shots chooses among categories; with --category name the images themselves")
+            paths = list(image_paths(sources, null=null))
+            self.samples.append(Sample(source=str(path), image=path, label=category) for path in paths)
+            self.total = len(paths)
+            self.names += [category] if with_names else []
+            return
+        if null or STDIN in sources:
+            raise OptionError(
+                "- and -0 (--null) read a list of images on standard input, which tells no categories; say theirs by "
+                "--category NAME, or give a CSV file of images and labels"
+            )
+        for source in sources:
+            opened = open_dataset(source)
+            if isinstance(opened, NameList):
+                self.names += opened
+                continue
+            chosen = opened if shots is None else opened.few_shot(shots=shots, seed=seed, order=order.value)
+            self.samples.append(chosen)
+            self.total += len(chosen)
+            self.names += chosen.categories if with_names else []
+
+    def _all(self) -> Iterator[Sample]:
+        for samples in self.samples:
+            yield from samples
+
+    def into(self, store: LocalMemory, *, batch_size: int, quiet: bool, json: bool) -> None:
+        """Add to the memory, tell what was done, and exit with 1 where images failed."""
+        counts = {"added": 0, "skipped": 0, "failed": 0}
+
+        def count(report: AddReport) -> None:
+            for key in counts:
+                counts[key] += getattr(report, key)
+
+        if self.total:
+            with progress("Encoding", total=self.total, quiet=quiet) as bar:
+                count(store.add(self._all(), batch_size=batch_size, on_error=_report_bad, progress=bar.to))
+        if self.names:
+            with progress("Encoding names", total=len(self.names), quiet=quiet, unit="names") as bar:
+                count(store.add_texts(self.names, templates=self.templates, progress=bar.to))
+        entries, categories = len(store), len(store.categories())
+        if json:
+            echo_json({**counts, "entries": entries, "categories": categories})
+        else:
+            typer.echo(
+                f"added {counts['added']:,}, skipped {counts['skipped']:,} that were there, "
+                f"failed {counts['failed']:,}; the memory holds {entries:,} entries of {categories:,} categories"
+            )
+        if counts["failed"]:
+            raise typer.Exit(SOME_FAILED)
+
+
+def _report_bad(sample: Sample, error: InputError) -> None:
+    message = str(error)
+    say(message if sample.source in message else f"{sample.source}: {message}")

@@ -1,0 +1,63 @@
+"""The options that make up the one path from an image to a prediction, for every command that walks it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
+from typing import Any, get_type_hints
+
+from rarvision.cli import options
+
+__all__ = ["PathOptions", "spread"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathOptions:
+    """A memory, what it retrieves, and who ranks it; see `rarvision.cli.options`."""
+
+    memory: options.MemoryOption
+    ranker: options.RankerOption = "none"
+    k: options.KOption = 5
+    strategy: options.StrategyOption = options.Strategy.AUTO
+    constrained: options.ConstrainedOption = False
+    prompt: options.PromptOption = None
+    ranker_weight: options.RankerWeightOption = "1"
+    calibration: options.CalibrationOption = None
+    retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED
+    aggregate: options.AggregateOption = options.Aggregate.BLEND
+    repeats: options.RepeatsOption = False
+    allow_fallback: options.AllowFallbackOption = False
+    quantization: options.QuantizationOption = None
+    ranker_model: options.RankerModelOption = None
+    api_key: options.ApiKeyOption = None
+    timeout: options.TimeoutOption = 60.0
+    encoder: options.EncoderOption = None
+    batch_size: options.BatchSizeOption = 8
+    device: options.DeviceOption = "auto"
+    max_pixels: options.MaxPixelsOption = None
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Offer the fields of a command's parameter ``path: PathOptions`` as options of their own, in its place."""
+    hints = get_type_hints(command, include_extras=True)
+    known = get_type_hints(PathOptions, include_extras=True)
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name != "path":
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        for field in fields(PathOptions):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=known[field.name]))
+
+    @wraps(command)
+    def spread_out(**given: Any) -> None:
+        named: Mapping[str, Any] = {field.name: given.pop(field.name) for field in fields(PathOptions)}
+        command(**given, path=PathOptions(**named))
+
+    spread_out.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=None)
+    spread_out.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+    return spread_out
