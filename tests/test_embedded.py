@@ -97,6 +97,24 @@ def test_letters_serve_two_to_twenty_options(chat, k):
     assert _share(Ranker(chat, strategy="choice"), images, names, labels) > 0.7
 
 
+@pytest.mark.parametrize(("domain", "k", "complete"), [("birds", 2, 0.9), ("flowers", 5, 0.85), ("birds", 10, 0.75)])
+def test_free_lists_are_complete_and_begin_with_the_truth(chat, domain, k, complete):
+    images, names, labels = _asked(domain, 60, k, seed=4)
+    ranker = Ranker(chat, strategy="generate")
+    rankings = ranker.rank_batch(images, names)
+    assert np.mean([ranking.status == "ranked" for ranking in rankings]) > complete
+    assert np.mean([n[r.order[0]] == label for n, r, label in zip(names, rankings, labels, strict=True)]) > 0.8
+    if k == 5:
+        assert _share(ranker, [*images[1:], images[0]], names, labels) < 0.4  # chance is 0.2
+
+
+def test_lists_of_twenty_fit_the_context_and_begin_with_the_truth(chat):
+    images, names, labels = _asked("birds", 32, 10, seed=4)
+    others = FieldGuide("birds", categories=200, seed=4).names
+    names = [[*(o for o in others[::-1] if o not in n)][:10] + n for n in names]
+    assert _share(Ranker(chat, strategy="generate"), images, names, labels) > 0.7
+
+
 @pytest.mark.parametrize("k", [2, 5, 20])
 def test_confined_lists_are_complete_permutations(chat, k):
     images, _, _ = _asked("birds", 4, 5)

@@ -10,9 +10,9 @@ import torch
 
 from rarvision.datasets.fieldguide import DOMAINS, HELD_OUT_DOMAIN, split_of
 from rarvision.embedded.training.config import Schedule
-from rarvision.embedded.training.conversations import IGNORE, Candidates, TurnWriter, pack
+from rarvision.embedded.training.conversations import IGNORE, REPEAT_PROMPT, Candidates, TurnWriter, pack
 from rarvision.embedded.training.images import DomainImages
-from rarvision.embedded.training.mllm import MLLMTrainer, _Mix
+from rarvision.embedded.training.mllm import _COPIED_TOKENS, _HELD_OUT_TOKENS, MLLMTrainer, _Mix
 from rarvision.embedded.training.tokenizers import mllm_tokenizer
 from rarvision.ranking.prompts import (
     NAMING_PROMPT,
@@ -54,6 +54,10 @@ def test_questions_are_the_prompts_token_for_token(tokenizer, writer, domain, k)
     for kind, template in RANKING_PROMPTS.items():
         expected = f"{ranking_prompt(names, template)} ASSISTANT:{answer}</s>"
         assert writer.ranking(domain, codes, truth, kind).ids == encode(expected)
+    repeated = REPEAT_PROMPT.format(categories=format_list(names))
+    assert writer.repeat([writer.name(domain, code) for code in codes]).ids == encode(
+        f"{repeated} ASSISTANT:{format_list(names)}</s>"
+    )
     letter = option_letters(k)[names.index(true_name)]
     assert writer.choice(domain, codes, truth).ids == encode(f"{choice_prompt(names)} ASSISTANT:{letter}</s>")
     assert writer.naming(domain, truth).ids == encode(f"{NAMING_PROMPT} ASSISTANT:{true_name}</s>")
@@ -95,7 +99,10 @@ def test_the_majority_of_attributes_does_not_give_the_truth_away():
 @pytest.fixture(scope="module")
 def trainer(tokenizer):
     torch.manual_seed(0)
-    return MLLMTrainer(Schedule(lm_layers=3, word_probe_layer=1, candidate_probe_layer=2), tokenizer).eval()
+    return MLLMTrainer(
+        Schedule(lm_layers=3, word_probe_layer=1, candidate_probe_layer=2, pointer_probe_layer=2, copy_layer=2),
+        tokenizer,
+    ).eval()
 
 
 def test_packed_questions_see_their_image_and_themselves_only(trainer, writer):
@@ -129,16 +136,87 @@ def test_labels_are_the_answers_shifted_by_one(writer):
     assert packed.ids[0, where + 1] == learned[0]
 
 
-def test_the_held_out_domain_never_sees_a_list(writer):
+def test_a_list_that_is_only_framed_teaches_nothing_about_its_first_name(tokenizer, writer):
+    codes, names, truth, true_name = _list("aircraft", 5)
+    at = codes.index(truth)
+    turn = writer.framed([writer.name("aircraft", code) for code in codes], at, "paper")
+    assert turn.ids == writer.ranking("aircraft", codes, truth, "paper").ids
+    learned = tokenizer.decode([i for i, weight in zip(turn.ids, turn.weights, strict=True) if weight > 0])
+    assert learned == "', '" + "', '".join(name for name in names if name != true_name) + "']</s>"
+    assert set(turn.word_targets) == set(turn.candidate_targets) == {-1}
+    assert [p for p in turn.pointer_targets if p == at] == [at] * 5  # in the question only
+
+
+@pytest.mark.parametrize("k", [2, 5, 20])
+def test_names_of_nothing_mix_the_words_of_all_domains(tokenizer, writer, k):
+    drawn = [writer.nonce(k, random.Random(seed)) for seed in range(40)]
+    known = {tuple(writer.name(d, code)) for d in DOMAINS for code in Candidates(d).pool}
+    assert all(len({tuple(name) for name in names}) == k for names in drawn)
+    assert not any(tuple(name) in known for names in drawn for name in names)
+    words = {word for names in drawn for name in names for word in tokenizer.decode(name).split()}
+    for domain in DOMAINS.values():
+        assert words & set(domain.attributes[-1].words)
+
+
+def test_what_is_copied_is_taught_where_it_stands_in_the_question(writer):
+    codes, _, truth, _ = _list("fish", 7)
+    turns = [
+        writer.naming("fish", truth),
+        writer.ranking("fish", codes, truth, "paper"),
+        writer.repeat([writer.name("fish", code) for code in codes]),
+    ]
+    packed = pack(writer, [turns], image_tokens=4, length=400)
+    where = np.flatnonzero(packed.copy_targets[0] >= 0)
+    source = packed.copy_targets[0, where]
+    assert len(where) == 2 * 7 * 5  # every word of every name of both lists
+    assert (packed.ids[0, source] == packed.labels[0, where]).all()
+    assert packed.allowed[0, where, source].all()
+    assert (packed.weights[0, source] == 0).all()
+    assert (packed.pointer_targets[0, source] == packed.pointer_targets[0, where + 1]).all()
+
+
+def test_the_taught_head_is_the_attention_of_the_model(trainer, writer):
+    """The supervised logits are those that the last layer's first head attends with."""
+    codes, _, truth, _ = _list("fish", 3)
+    packed = pack(writer, [[writer.ranking("fish", codes, truth, "paper")]], image_tokens=trainer.tokens, length=90)
+    features, layer = torch.randn(1, trainer.tokens, 128), trainer.schedule.copy_layer
+    trainer.language_model.set_attn_implementation("eager")
+    mask = torch.from_numpy(np.where(packed.allowed, 0.0, -1e9).astype(np.float32))[:, None]  # eager adds its mask
+    additive = trainer.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "attention_mask": mask}), with_kwargs=True
+    )
+    seen = []
+    hook = trainer.language_model.layers[layer].self_attn.register_forward_hook(
+        lambda *parts: seen.append(parts[-1][1])
+    )
+    with torch.no_grad():
+        states = trainer.states(packed, features, "cpu")
+        found = trainer.copying(states, packed, "cpu").softmax(-1)
+    hook.remove()
+    additive.remove()
+    trainer.language_model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(found, seen[0][:, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("nonce", [False, True])
+def test_the_held_out_domain_is_never_ranked(writer, nonce):
     data = [
         DomainImages(domain=d, pixels=np.zeros((50, 1, 1, 3), np.uint8), codes=np.array(Candidates(d).pool[:50]))
         for d in DOMAINS
     ]
     mix = _Mix(writer, data, {d: np.full((50, 20, 5), -1) for d in DOMAINS}, Schedule())
+    mix.nonce = nonce
     for step in range(5):
         rows, turns = mix.rows(step, 8, held_out=True)
         assert {data[part].domain for part, _ in rows} == {HELD_OUT_DOMAIN}
         assert all((np.array(turn.candidate_targets) >= 0).sum() <= 1 for t in turns for turn in t)
+        for turn in (turn for t in turns for turn in t if max(turn.sources) >= 0):  # only repeated, in the order given
+            assert not nonce
+            copied = [source for source in turn.sources if source >= 0]
+            assert len(copied) >= 10
+            assert copied == sorted(copied)
+        room = max(sum(len(turn.ids) for turn in t) for t in turns)
+        assert room <= _HELD_OUT_TOKENS + (0 if nonce else _COPIED_TOKENS)
         rows, turns = mix.rows(step, 8, held_out=False)
         assert HELD_OUT_DOMAIN not in {data[part].domain for part, _ in rows}
         assert all(sum(len(turn.ids) for turn in t) <= Schedule().mllm_tokens for t in turns)

@@ -6,7 +6,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,9 @@ STRATEGIES: dict[str, dict[str, object]] = {
 }
 K = 5
 _CONTROLLED = 300
+_LISTED = 200
+_CHANCE = 30  # percent; a fifth is chance, and images of one vocabulary share attributes
+_BARS = (("likelihood", 15, 8), ("choice", 15, 8), ("generate, free", 12, 5))  # points over 1-NN, over retrieval
 _FITTING = 150  # names of the vocabulary that the MLLM's context of 1,024 tokens holds, with their prompt
 _BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -214,6 +217,21 @@ def _controls(world: _World, retriever: Retriever, add: Callable[[str, float], N
             add(f"control {strategy}{kind}", 100 * float(np.mean(right)))
 
 
+def _lengths(world: _World, add: Callable[[str, float], None]) -> None:
+    """Other numbers of candidates than five; ranker alone, truth among the candidates."""
+    vectors = world.memory.encoder.encode_images([s.image for s in world.samples[: 2 * _LISTED]])
+    for k in (2, 10, 20):
+        names = [[c.category for c in found] for found in Retriever(world.memory, k=k).retrieve(vectors)]
+        kept = [i for i, shown in enumerate(names) if world.labels[i] in shown][:_LISTED]
+        images, shown = [load_image(world.samples[i].image) for i in kept], [names[i] for i in kept]
+        for strategy in ("generate", "choice"):
+            rankings = Ranker(world.chat, strategy=strategy).rank_batch(images, shown)
+            right = [n[r.order[0]] == world.labels[i] for n, r, i in zip(shown, rankings, kept, strict=True)]
+            add(f"{strategy} among {k}", 100 * float(np.mean(right)))
+            if strategy == "generate":
+                add(f"complete lists of {k}, free", 100 * float(np.mean([r.status == "ranked" for r in rankings])))
+
+
 def measure(domain: str, seeds: Sequence[int], queries: int, *, clip: str, full: bool) -> list[Row]:
     """All figures of one domain with one encoder; ``full`` adds what does not depend on the encoder."""
     encoder = TransformersEncoder(weights_path(clip))
@@ -246,6 +264,7 @@ def measure(domain: str, seeds: Sequence[int], queries: int, *, clip: str, full:
                 _strategy_rows(world, retriever, add)
                 if seed == seeds[0]:
                     _controls(world, retriever, add)
+                    _lengths(world, add)
             else:
                 for strategy in ("likelihood", "choice"):
                     ranker = Ranker(chat, strategy=strategy)
@@ -258,10 +277,43 @@ def markdown(results: dict[str, list[Row]]) -> str:
     """One table: a row a figure, a column a domain."""
     methods = list(dict.fromkeys(row.method for rows in results.values() for row in rows))
     found = {(domain, row.method): row.text() for domain, rows in results.items() for row in rows}
-    heads = [f"{d} (held out)" if d == HELD_OUT_DOMAIN else d for d in results]
+    return _table(results, {m: [found.get((d, m), "") for d in results] for m in methods})
+
+
+def _table(domains: Iterable[str], rows: Mapping[str, Sequence[str]]) -> str:
+    heads = [f"{d} (held out)" if d == HELD_OUT_DOMAIN else d for d in domains]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    lines += [f"| {m} | {' | '.join(found.get((d, m), '') for d in results)} |" for m in methods]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()])
+
+
+def bars(results: dict[str, list[Row]]) -> str:
+    """What the models were built to reach beside what they reach, in points; ``!`` marks what falls short."""
+    found = {domain: {row.method: float(np.mean(row.values)) for row in rows} for domain, rows in results.items()}
+    rows: dict[str, list[str]] = {}
+
+    def add(name: str, value: float, *, reached: bool) -> None:
+        rows.setdefault(name, []).append(f"{value:.1f}" if reached else f"**{value:.1f} !**")
+
+    for domain, figures in found.items():
+        held_out = domain == HELD_OUT_DOMAIN
+        best = max(figures[f"{kind} top-1"] for kind in ("1-NN", "class means", "zero-shot text", "fused"))
+        for strategy, over_knn, over_best in _BARS:
+            top1 = figures[f"RAR {strategy}"]
+            for name, base, bar, low in (
+                ("1-NN", figures["1-NN top-1"], over_knn, 6),
+                ("retrieval", best, over_best, 0),
+            ):
+                wanted = low if held_out else bar
+                add(f"{strategy}, over {name} (bar {bar}; held out {low})", top1 - base, reached=top1 - base >= wanted)
+        for kind, bar in (("free", 95), ("constrained", 100)):
+            complete = figures[f"complete permutations: generate, {kind}"]
+            add(f"complete lists, {kind} (bar {bar})", complete, reached=complete >= bar)
+        for strategy in ("likelihood", "choice", "generate"):
+            cost = figures[f"control {strategy}"] - figures[f"control {strategy}, shuffled"]
+            add(f"{strategy}: cost of shuffling (bar: under 2)", cost, reached=cost < 2)
+            swapped = figures[f"control {strategy}, image swapped"]
+            add(f"{strategy}: image swapped (chance 20; bar: under {_CHANCE})", swapped, reached=swapped < _CHANCE)
+    return _table(results, rows)
 
 
 def write_card(card: Path, tables: str) -> None:
@@ -299,6 +351,8 @@ def main() -> None:
     for clip, domains in raw.items():
         results = {d: [Row(m, tuple(v)) for m, v in domains[d].items()] for d in DOMAINS if d in domains}
         tables += f"\n### Candidates by `{clip}`\n\n{markdown(results)}\n"
+        if clip == "clip-16":
+            tables += f"\n### Bars, with `{clip}`\n\n{bars(results)}\n"
     print(tables)
     if options.card:
         write_card(options.card, tables)

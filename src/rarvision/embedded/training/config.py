@@ -31,15 +31,17 @@ class Schedule:
     validation_images_per_domain: int = 2_000
     clip_batch: int = 128
     clip16_images: int = 38_000
-    clip32_images: int = 50_000
+    clip32_images: int = 90_000
     tower_batch: int = 128
     tower_images: int = 220_000
     clip_domain_weights: tuple[float, ...] = (4, 2, 8, 4, 4)
     mllm_batch: int = 32
     mllm_caption_steps: int = 250
-    mllm_steps: int = 1_700
-    mllm_list_steps: int = 1_600
+    mllm_steps: int = 1_500
+    mllm_list_steps: int = 900
     mllm_tokens: int = 232
+    mllm_long_steps: int = 900
+    mllm_long_tokens: int = 272
     clip16: ViTSize = ViTSize(image=16, patch=4)
     clip32: ViTSize = ViTSize(image=32, patch=4)
     tower: ViTSize = ViTSize(image=48, patch=8)
@@ -50,6 +52,7 @@ class Schedule:
     word_probe_layer: int = 2
     candidate_probe_layer: int = 3
     pointer_probe_layer: int = 4
+    copy_layer: int = 4
 
     def scaled(self, factor: float) -> Schedule:
         """The same with every amount of data and steps multiplied; for a dry run."""
@@ -62,5 +65,6 @@ class Schedule:
             "mllm_caption_steps",
             "mllm_steps",
             "mllm_list_steps",
+            "mllm_long_steps",
         )
         return replace(self, **{name: max(1, round(getattr(self, name) * factor)) for name in names})

@@ -21,6 +21,9 @@ from rarvision.ranking.prompts import (
 __all__ = ["Candidates", "Packed", "TurnWriter", "pack"]
 
 IGNORE = -100
+_FRESH = 0.1
+REPEAT_PROMPT = "Repeat this list:{categories}"
+"""Teaches copying apart from ranking: the answer has nothing to do with the image."""
 
 
 @dataclass
@@ -29,8 +32,8 @@ class Turn:
 
     ``weights`` is positive on answer tokens only. ``word_targets`` (1 the word fits the image, 0 it does not, -1
     nothing) stands at every word of a candidate, ``candidate_targets`` at its last one; ``pointer_targets`` says at a
-    candidate's words, and where an answer is about to copy one, which of the list it is. They feed probes that only
-    the training has.
+    candidate's words, and where an answer copies one, which of the list it is. They feed probes that only the training
+    has. ``sources`` says, for an answer's word, which token of the question it is copied from; -1 for none.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -38,10 +41,12 @@ class Turn:
     word_targets: list[int] = field(default_factory=list)
     candidate_targets: list[int] = field(default_factory=list)
     pointer_targets: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
 
-    def text(self, ids: list[int], weight: float = 0.0, pointer: int = -1) -> None:
-        """Append tokens; with a weight, as part of the answer."""
+    def text(self, ids: list[int], weight: float = 0.0, pointer: int = -1, source: int = -1) -> None:
+        """Append tokens; with a weight, as part of the answer; with a source, copied from there on."""
         self.pointer_targets += [pointer] * len(ids)
+        self.sources += range(source, source + len(ids)) if source >= 0 else [-1] * len(ids)
         self.ids += ids
         self.weights += [weight] * len(ids)
         self.word_targets += [-1] * len(ids)
@@ -50,6 +55,7 @@ class Turn:
     def candidate(self, ids: list[int], code: tuple[int, ...], truth: tuple[int, ...], index: int = -1) -> None:
         """Append a candidate's name inside a question."""
         self.pointer_targets += [index] * len(ids)
+        self.sources += [-1] * len(ids)
         self.ids += ids
         self.weights += [0.0] * len(ids)
         self.word_targets += [int(a == b) for a, b in zip(code, truth, strict=True)]
@@ -77,6 +83,9 @@ class TurnWriter:
             ]
             for name, domain in DOMAINS.items()
         }
+        self._known = {
+            name: [{ids[0] for ids in words} for words in attributes] for name, attributes in self._words.items()
+        }
         self._after_space = {
             name: [self._encode(f" {word}") for word in domain.attributes[0].words] for name, domain in DOMAINS.items()
         }
@@ -87,6 +96,7 @@ class TurnWriter:
         self._parts = {
             "naming": [self._encode(NAMING_PROMPT)],
             "choice": [self._encode(p) for p in self._cut(choice_prompt([mark]).replace(f"A. {mark}", mark), mark)],
+            "repeat": [self._encode(REPEAT_PROMPT.removesuffix("{categories}"))],
             "yes": [self._encode(p) for p in self._cut(yes_no_prompt(mark), mark)],
         }
         self._ranking = {
@@ -119,19 +129,92 @@ class TurnWriter:
     def ranking(self, domain: str, codes: list[tuple[int, ...]], truth: tuple[int, ...], kind: str) -> Turn:
         """Sort these: truth first, the rest in the order given."""
         before, after = self._ranking[kind, len(codes)]
-        turn = Turn()
-        turn.text(before + self._opening)
-        for i, code in enumerate(codes):
-            if i:
-                turn.text(self._between)
-            turn.candidate(self.name(domain, code), code, truth, i)
+        turn, names = Turn(), [self.name(domain, code) for code in codes]
+        turn.text(before)
+        starts = []
+        for i, (code, name) in enumerate(zip(codes, names, strict=True)):
+            turn.text(self._between if i else self._opening)
+            starts.append(len(turn.ids))
+            turn.candidate(name, code, truth, i)
         turn.text(self._closing + after + self.assistant)
-        for i, code in enumerate([truth, *(c for c in codes if c != truth)]):
-            place = codes.index(code)
-            turn.text(self._between if i else self._opening, 0.3, place)
-            turn.text(self.name(domain, code), 1.0 if i == 0 else 0.7, place)
-        turn.text([*self._closing, self.eos], 0.3)
+        order = [codes.index(truth), *(i for i, code in enumerate(codes) if code != truth)]
+        self._copied(turn, names, order, starts)
         return turn
+
+    def framed(self, names: list[list[int]], first: int, kind: str) -> Turn:
+        """Ask the ranking question about any names, answer with a list whose first says nothing about the image.
+
+        Learned is only how the answer goes on. Which name comes first is not: of the first name those words only that
+        are the one way to go on with what stands there, and then the rest, in the order given.
+        """
+        before, after = self._ranking[kind, len(names)]
+        turn = Turn()
+        turn.text(before)
+        starts = self._list(turn, names)
+        turn.text(after + self.assistant + self._opening)
+        chosen = names[first]
+        for a, word in enumerate(chosen):
+            sure = all(name[a] == word for name in names if name[:a] == chosen[:a])
+            if a and sure:
+                turn.text([word], 1.0, first, starts[first] + a)
+            else:
+                turn.text([word])
+        order = [i for i in range(len(names)) if i != first]
+        self._copied(turn, names, order, starts, opening=self._between)
+        return turn
+
+    def repeat(self, names: list[list[int]]) -> Turn:
+        """Repeat these, in the order given."""
+        turn = Turn()
+        turn.text(self._parts["repeat"][0])
+        starts = self._list(turn, names)
+        turn.text(self.assistant)
+        self._copied(turn, names, list(range(len(names))), starts)
+        return turn
+
+    def nonce(self, k: int, rng: random.Random, *, near: str | None = None) -> list[list[int]]:
+        """Draw k distinct names of nothing, alike as look-alikes are: words of all domains, in no category's name.
+
+        With ``near``, half of the words are that domain's.
+        """
+        domains = list(self._words)
+        if near is not None:
+            domains += [near] * (len(domains) - 2)
+        words = [[rng.choice(self._words[rng.choice(domains)][a])[0] for _ in range(3)] for a in range(5)]
+        found: dict[tuple[int, ...], None] = {}
+        while len(found) < k:
+            name = tuple(rng.choice(choices) for choices in words)
+            if not any(all(w in known[a] for a, w in enumerate(name)) for known in self._known.values()):
+                found[name] = None
+            if rng.random() < _FRESH:
+                a = rng.randrange(5)
+                words[a] = [*words[a], rng.choice(self._words[rng.choice(domains)][a])[0]]
+        return [list(name) for name in found]
+
+    def _list(self, turn: Turn, names: list[list[int]]) -> list[int]:
+        """Append a list that nothing is asked about the image of; where each name starts."""
+        starts = []
+        for i, name in enumerate(names):
+            turn.text(self._between if i else self._opening)
+            starts.append(len(turn.ids))
+            turn.text(name, pointer=i)
+        turn.text(self._closing)
+        return starts
+
+    def _copied(
+        self,
+        turn: Turn,
+        names: list[list[int]],
+        order: list[int],
+        starts: list[int],
+        *,
+        opening: list[int] | None = None,
+    ) -> None:
+        """Append an answer's list."""
+        for i, place in enumerate(order):
+            turn.text(self._between if i else opening or self._opening, 0.3, place)
+            turn.text(names[place], 1.0 if i == 0 else 0.7, place, starts[place])
+        turn.text([*self._closing, self.eos], 0.3)
 
     def choice(self, domain: str, codes: list[tuple[int, ...]], truth: tuple[int, ...]) -> Turn:
         """Which letter?"""
@@ -210,6 +293,7 @@ class Packed:
     """A batch: turns behind their image's prefix, each blind to the others.
 
     Arrays are ``(n, length)``; ``allowed`` is ``(n, length, length)``, True where row may look at column.
+    ``copy_targets`` holds, where the next token is copied, the column it is copied from; -1 elsewhere.
     """
 
     ids: np.ndarray
@@ -219,6 +303,7 @@ class Packed:
     word_targets: np.ndarray
     candidate_targets: np.ndarray
     pointer_targets: np.ndarray
+    copy_targets: np.ndarray
     allowed: np.ndarray
 
 
@@ -234,6 +319,7 @@ def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, leng
     words = np.full((n, total), -1, np.int64)
     candidates = np.full((n, total), -1, np.int64)
     pointers = np.full((n, total), -1, np.int64)
+    copies = np.full((n, total), -1, np.int64)
     owner = np.full((n, total), -1, np.int64)
     ids[:, :p], positions[:, :p], owner[:, :p] = prefix, np.arange(p), 0
     for row, row_turns in enumerate(turns):
@@ -253,6 +339,8 @@ def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, leng
             # position i predicts token i + 1
             labels[row, at : at + m - 1] = np.where(answer[1:] > 0, turn.ids[1:], IGNORE)
             weights[row, at : at + m - 1] = answer[1:]
+            source = np.asarray(turn.sources[1:])
+            copies[row, at : at + m - 1] = np.where(source >= 0, source + at, -1)
             at += m
     causal = np.tril(np.ones((total, total), bool))
     allowed = causal & ((owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0))
@@ -265,5 +353,6 @@ def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, leng
         word_targets=words,
         candidate_targets=candidates,
         pointer_targets=pointers,
+        copy_targets=copies,
         allowed=allowed,
     )

@@ -17,6 +17,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from rarvision.datasets.fieldguide import HELD_OUT_DOMAIN
 from rarvision.embedded.training.clip import image_processor
@@ -36,7 +37,10 @@ Retrieved = np.ndarray
 
 _HELD_OUT_ROWS = 8
 _JUDGED = 3
-_HELD_OUT_TOKENS = 44
+_COPIED = 6
+_HELD_OUT_TOKENS, _COPIED_TOKENS = 44, 14 * _COPIED + 12
+_TOKENS = {"ranking": (12, 15), "repeat": (12, 19), "choice": (8, 4)}
+"""At most, of a question with its answer: for each name, and besides."""
 
 
 def _build(schedule: Schedule, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
@@ -72,14 +76,14 @@ class MLLMTrainer(nn.Module):
 
     Two ask, at every word of a candidate in a question, whether it fits the image, and at its last word whether the
     whole name does: dense supervision for the comparison that ranking is made of. The third asks which candidate of
-    the list a word belongs to, in the question and where the answer copies it: lists of look-alikes are else copied
-    with parts of one in another.
+    the list a word belongs to, in the question and where the answer copies it; and one head of the last layer is
+    taught to look at the very word that is copied next: lists of look-alikes are else copied with parts of one in
+    another.
     """
 
     def __init__(self, schedule: Schedule, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         self.schedule = schedule
-        self.pointing = False
         self.writer = TurnWriter(tokenizer)
         self.tokens = (schedule.tower.image // schedule.tower.patch) ** 2
         llava = _build(schedule, tokenizer)
@@ -129,16 +133,41 @@ class MLLMTrainer(nn.Module):
                 figures[name] = float(value.detach())
         target = torch.from_numpy(packed.pointer_targets).to(device)
         where = target >= 0
-        if self.pointing and bool(where.any()):
-            logits = self.pointer_probe(states[self.schedule.pointer_probe_layer][where])
+        if bool(where.any()):
+            known = states[self.schedule.pointer_probe_layer][where]
+            # states are large: the loss of a fresh probe on them as they are would drown the others
+            logits = self.pointer_probe(nn.functional.rms_norm(known, known.shape[-1:]))
             value = nn.functional.cross_entropy(logits, target[where])
             loss = loss + 0.5 * value
             figures["pointer"] = float(value.detach())
+        target = torch.from_numpy(packed.copy_targets).to(device)
+        where = target >= 0
+        if bool(where.any()):
+            value = nn.functional.cross_entropy(self.copying(states, packed, device)[where], target[where])
+            loss = loss + 0.5 * value
+            figures["copy"] = float(value.detach())
         return loss, figures
 
+    def copying(self, states: tuple[torch.Tensor, ...], packed: Packed, device: str) -> torch.Tensor:
+        """Attention logits ``(n, length, length)`` of the one head that is taught where to copy from."""
+        layer = self.language_model.layers[self.schedule.copy_layer]
+        attention, size = layer.self_attn, self.schedule.lm_width // self.schedule.lm_heads
+        hidden = layer.input_layernorm(states[self.schedule.copy_layer])
+        positions = torch.from_numpy(packed.positions).to(device)
+        cos, sin = self.language_model.rotary_emb(hidden, positions)
+        query, key = (
+            nn.functional.linear(hidden, projection.weight[:size])[:, None]
+            for projection in (attention.q_proj, attention.k_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        scores = (query @ key.transpose(-1, -2))[:, 0] / size**0.5
+        return scores.masked_fill(~torch.from_numpy(packed.allowed).to(device), -1e9)
 
-def _list_length(rng: random.Random) -> int:
+
+def _list_length(rng: random.Random, *, long: bool) -> int:
     kind = rng.random()
+    if long and kind < 0.6:
+        return max(rng.randint(11, 20), rng.randint(11, 20))
     if kind < 0.45:
         return 5
     return rng.randint(2, 8) if kind < 0.85 else rng.randint(9, 20)
@@ -152,7 +181,9 @@ class _Mix:
     ) -> None:
         self.writer, self.data, self.retrieved, self.schedule = writer, data, retrieved, schedule
         self.lists = {d.domain: Candidates(d.domain) for d in data}
-        self.shares = (0.35, 0.45, 0.2)
+        self.shares = (0.33, 0.42, 0.18, 0.07)
+        self.nonce = self.long = False
+        self.tokens = schedule.mllm_tokens
 
     def _codes(
         self, domain: str, row: int, truth: tuple[int, ...], k: int, rng: random.Random
@@ -169,35 +200,65 @@ class _Mix:
         return self.lists[domain].anywhere(truth, k, rng)
 
     def single_names(self, domain: str, truth: tuple[int, ...], rng: random.Random) -> list[Turn]:
-        """Ask about one image of the held-out domain: its name, and whether single names fit; never a list."""
+        """Ask about one image of the held-out domain: its name, and whether single names fit; nothing is ranked.
+
+        In the first phase a list of its names is also repeated, as it is; in the last, names of nothing stand in the
+        ranking question.
+        """
         turns = [self.writer.naming(domain, truth)]
         for _ in range(_JUDGED):
             code = truth
             if rng.random() < 0.5:
                 code = next(c for c in self.lists[domain].cluster(truth, 2, rng) if c != truth)
             turns.append(self.writer.yes_no(domain, code, truth))
+        k = rng.randint(2, _COPIED)
+        if not self.nonce:
+            codes = self.lists[domain].cluster(truth, k, rng)
+            turns.append(self.writer.repeat([self.writer.name(domain, code) for code in codes]))
+        elif self.long:
+            names = self.writer.nonce(k, rng, near=domain)
+            turns.append(self.writer.framed(names, rng.randrange(k), self._prompt(rng)))
         return turns
+
+    def copying(self, domain: str, codes: list[tuple[int, ...]], rng: random.Random) -> Turn:
+        """A list to copy, without a look at the image.
+
+        In the second phase its names are of nothing, and half of the lists stand in the ranking question: so copying
+        is learned whatever the words, those of the held-out domain among them, and its categories are never in a list.
+        """
+        if not self.nonce:
+            return self.writer.repeat([self.writer.name(domain, code) for code in codes])
+        names = self.writer.nonce(len(codes), rng, near=HELD_OUT_DOMAIN if self.long else None)
+        if rng.random() < 0.5:
+            return self.writer.repeat(names)
+        return self.writer.framed(names, rng.randrange(len(names)), self._prompt(rng))
+
+    @staticmethod
+    def _prompt(rng: random.Random) -> str:
+        return rng.choices(("paper", "in-context", "long"), (0.7, 0.15, 0.15))[0]
 
     def turns(self, domain: str, row: int, truth: tuple[int, ...], rng: random.Random) -> list[Turn]:
         """Questions about one image of a ranking domain, up to the row's budget of tokens."""
-        writer, budget = self.writer, self.schedule.mllm_tokens
+        writer, budget = self.writer, self.tokens
         made = [writer.naming(domain, truth)]
         left = budget - len(made[0].ids)
         kinds = ["ranking", "choice"]
+        if self.long and rng.random() < 0.3:
+            kinds.reverse()  # a long list leaves no room for letters
         while left > 12:
-            kind = kinds.pop(0) if kinds else rng.choices(("ranking", "choice", "yes"), self.shares)[0]
+            kind = kinds.pop(0) if kinds else rng.choices(("ranking", "choice", "yes", "repeat"), self.shares)[0]
             if kind == "yes":
                 near = self.lists[domain].cluster(truth, 2, rng)
                 code = truth if rng.random() < 0.5 else next(c for c in near if c != truth)
                 turn = writer.yes_no(domain, code, truth)
             else:
-                k = _list_length(rng)
-                while (14 if kind == "ranking" else 9) * k + 12 > left and k > 2:
-                    k -= 1
+                each, besides = _TOKENS[kind]
+                k = max(2, min(_list_length(rng, long=self.long), (left - besides) // each))
                 codes = self._codes(domain, row, truth, k, rng)
                 if kind == "ranking":
-                    prompt = rng.choices(("paper", "in-context", "long"), (0.7, 0.15, 0.15))[0]
-                    turn = writer.ranking(domain, codes, truth, prompt)
+                    turn = writer.ranking(domain, codes, truth, self._prompt(rng))
+                elif kind == "repeat":
+                    turn = self.copying(domain, codes, rng)
                 else:
                     turn = writer.choice(domain, codes, truth)
             if len(turn.ids) > left:
@@ -248,23 +309,21 @@ def train_mllm(
     trainer = MLLMTrainer(schedule, tokenizer).to(device).train()
     mix = _Mix(trainer.writer, data, retrieved, schedule)
 
-    captions_until = schedule.mllm_caption_steps
-
     def gather(rows: list[tuple[int, int]]) -> torch.Tensor:
         return torch.stack([features[part][row] for part, row in rows]).float()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        if trainer.pointing:
-            step += schedule.mllm_steps  # other images than in the first phase
+        step += begin  # other images than in the first phase
         rows, turns = mix.rows(step, _HELD_OUT_ROWS, held_out=True)
-        held_out = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=_HELD_OUT_TOKENS)
+        length = _HELD_OUT_TOKENS + (0 if mix.nonce and not mix.long else _COPIED_TOKENS)
+        held_out = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=length)
         single_names, _ = trainer.loss(held_out, gather(rows), device)
-        captions = step < captions_until
-        n = schedule.mllm_batch * (4 if captions else 1)
+        captions = step < schedule.mllm_caption_steps
+        n = schedule.mllm_batch * (4 if captions else 1) * schedule.mllm_tokens // mix.tokens
         rows, turns = mix.rows(step, n, held_out=False)
         if captions:
             turns = [t[:1] for t in turns]
-        length = 8 if captions else schedule.mllm_tokens
+        length = 8 if captions else mix.tokens
         packed = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=length)
         loss, figures = trainer.loss(packed, gather(rows), device)
         return loss + 0.5 * single_names, {**figures, "held": float(single_names.detach())}
@@ -275,10 +334,18 @@ def train_mllm(
             text = " ".join(f"{key} {value:.3f}" for key, value in figures.items())
             log.info("mllm %d: %s %s", step, images.domain, text)
 
-    # First to compare, on all kinds of questions; then, with lists in the majority, to copy as well.
-    for phase, steps, lr in (("mllm", schedule.mllm_steps, 1.0), ("mllm-lists", schedule.mllm_list_steps, 0.7)):
+    # First to compare, on all kinds of questions; then, with lists in the majority, to copy as well; then long lists.
+    begin = 0
+    for phase, steps, lr in (
+        ("mllm", schedule.mllm_steps, 1.0),
+        ("mllm-lists", schedule.mllm_list_steps, 0.7),
+        ("mllm-long", schedule.mllm_long_steps, 0.3),
+    ):
         if phase == "mllm-lists":
-            trainer.pointing, mix.shares, captions_until = True, (0.8, 0.13, 0.07), 0
+            begin, mix.shares, mix.nonce = schedule.mllm_steps, (0.68, 0.14, 0.07, 0.11), True
+        elif phase == "mllm-long":
+            begin, mix.long, mix.tokens = begin + schedule.mllm_list_steps, True, schedule.mllm_long_tokens
+            mix.shares = (0.5, 0.2, 0.1, 0.2)
         optimisers = Optimisers(
             trainer.named_parameters(),
             steps=steps,
