@@ -5,6 +5,6 @@ from __future__ import annotations
 from rarvision.memory.base import Memory
 from rarvision.memory.importing import import_faiss
 from rarvision.memory.local import LocalMemory
-from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes
+from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where
 
-__all__ = ["AddReport", "Hits", "LocalMemory", "Memory", "MemoryInfo", "NewEntry", "Prototypes", "import_faiss"]
+__all__ = ["AddReport", "Hits", "LocalMemory", "Memory", "MemoryInfo", "NewEntry", "Prototypes", "Where", "import_faiss"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,13 +23,12 @@ from rarvision.errors import (
     OptionError,
 )
 from rarvision.memory.adding import Adding, Decode, batches, check_category, hash_sample, new_text
-from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes
+from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where
+from rarvision.memory.transfer import transfer
 from rarvision.types import Entry, Modality, Neighbour, Sample
 
 __all__ = ["Memory"]
 
-_COMMIT_ENTRIES = 256
-_COMMIT_SECONDS = 10.0
 _TEXT_PASSES = 8
 _VECTORS_AT_ONCE = 65_536
 _UNIT_WITHIN = 0.01
@@ -88,8 +86,12 @@ class Memory(abc.ABC):
         category: str | None = None,
         modality: Modality | None = None,
         source: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Iterator[Entry]:
-        """Entries that meet all conditions given, by ascending id; unknown ids are left out."""
+        """Entries that meet all conditions given, by ascending id; unknown ids are left out.
+
+        ``metadata`` is a query as in `Where`.
+        """
 
     @abc.abstractmethod
     def table(self, modality: Modality) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
@@ -104,10 +106,44 @@ class Memory(abc.ABC):
         """JPEG bytes of the entry's thumbnail, None where none is stored."""
 
     @abc.abstractmethod
+    def records(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Iterator[NewEntry]:
+        """The entries as another memory can store them, in the order of ``ids``; `OptionError` for an unknown id."""
+
+    @abc.abstractmethod
     def remove(
-        self, *, ids: Sequence[int] | None = None, category: str | None = None, source: str | None = None
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        category: str | None = None,
+        source: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> int:
         """Remove the entries that meet all conditions given; returns how many. Without any: `OptionError`."""
+
+    @abc.abstractmethod
+    def rename_category(self, old: str, new: str) -> int:
+        """Give a category another name; returns how many entries it has.
+
+        Raises:
+            OptionError: No category ``old``, or ``new`` is one already (`merge_categories` joins two).
+            InputError: ``new`` cannot be a name.
+        """
+
+    @abc.abstractmethod
+    def merge_categories(self, names: Sequence[str], into: str) -> int:
+        """Make one category of several; returns how many entries changed their category.
+
+        What ``into`` holds already (same content, box and modality) is dropped rather than doubled. ``into`` may be
+        new, and may be one of ``names``.
+
+        Raises:
+            OptionError: A name that is no category.
+            InputError: ``into`` cannot be a name.
+        """
+
+    @abc.abstractmethod
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Searches and listings inside see one state, whatever others write meanwhile, where the store can do that."""
 
     @abc.abstractmethod
     def info(self) -> MemoryInfo:
@@ -118,7 +154,8 @@ class Memory(abc.ABC):
         """Release files and connections; harmless when done twice."""
 
     @abc.abstractmethod
-    def _nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, modality: Modality) -> Hits: ...
+    def _nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, modality: Modality, where: Where | None) -> Hits:
+        """Closest entries that meet the conditions: exactly those, however few."""
 
     @abc.abstractmethod
     def _contains(self, content: bytes, category: str, modality: Modality) -> bool: ...
@@ -290,20 +327,10 @@ class Memory(abc.ABC):
         return adding.report()
 
     def _keep(self, encoded: Iterable[tuple[list[NewEntry], Float[np.ndarray, "n dim"]]], adding: Adding) -> None:
-        """Store entries as they come, several batches at a time, so that little is lost or unknown when it ends."""
-        entries: list[NewEntry] = []
-        vectors: list[Float[np.ndarray, "n dim"]] = []
-        last_commit = time.monotonic()
+        """Store each batch as soon as it is encoded, so that one at most is lost when it ends."""
         for batch, rows in encoded:
-            entries += batch
-            vectors.append(rows)
-            if len(entries) >= _COMMIT_ENTRIES or time.monotonic() - last_commit > _COMMIT_SECONDS:
-                self._append(entries, np.concatenate(vectors))
-                adding.stored(len(entries))
-                entries, vectors, last_commit = [], [], time.monotonic()
-        if entries:
-            self._append(entries, np.concatenate(vectors))
-            adding.stored(len(entries))
+            self._append(batch, rows)
+            adding.stored(len(batch))
 
     def append(self, entries: Sequence[NewEntry], vectors: Float[np.ndarray, "n dim"]) -> AddReport:
         """Store entries whose vectors are there already, made by this memory's encoder.
@@ -339,6 +366,29 @@ class Memory(abc.ABC):
                     adding.stored(len(rows))
         return adding.report()
 
+    def copy_to(
+        self, other: Memory, *, progress: Callable[[int], None] | None = None, **conditions: Any
+    ) -> AddReport:
+        """Store entries in another memory of the same encoder too, with their vectors and thumbnails.
+
+        Interrupted, the same call again skips what is there and goes on.
+
+        Args:
+            other: Where to.
+            progress: Called with the number of entries dealt with so far.
+            **conditions: Those of `entries`; all entries by default.
+
+        Raises:
+            EncoderMismatchError: The other memory is another encoder's.
+        """
+        return transfer(self, other, progress=progress, removing=False, **conditions)
+
+    def move_to(
+        self, other: Memory, *, progress: Callable[[int], None] | None = None, **conditions: Any
+    ) -> AddReport:
+        """Like `copy_to`; each part is removed here once it is safe there. Interrupted, no entry is lost."""
+        return transfer(self, other, progress=progress, removing=True, **conditions)
+
     def _unknown(
         self, hashed: Iterable[tuple[Sample, NewEntry | InputError]], adding: Adding
     ) -> Iterator[tuple[Sample, NewEntry]]:
@@ -352,13 +402,21 @@ class Memory(abc.ABC):
 
     # Searching --------------------------------------------------------------------------------------------------
 
-    def nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, *, modality: Modality | None = None) -> Hits:
+    def nearest(
+        self,
+        vectors: Float[np.ndarray, "n dim"],
+        k: int,
+        *,
+        modality: Modality | None = None,
+        where: Where | None = None,
+    ) -> Hits:
         """The k entries closest to each query, as arrays; ties by id.
 
         Args:
             vectors: Unit vectors of this memory's encoder, float32.
             k: At least 1; more than there are gives all there are.
             modality: ``image`` or ``text``; both together by default.
+            where: Only entries that meet these conditions; where fewer than k do, the rest is filled up.
 
         Raises:
             MemoryEmptyError: Nothing to search.
@@ -374,7 +432,7 @@ class Memory(abc.ABC):
                 f"the memory has nothing to search{f' of modality {modality!r}' if modality else ''}: it holds {held}. "
                 "Add images (Memory.add) or names (Memory.add_texts) first"
             )
-        hits = [self._nearest(vectors, min(k, self.count(each)), each) for each in filled]
+        hits = [self._nearest(vectors, min(k, self.count(each)), each, where or None) for each in filled]
         if len(hits) == 1:
             return hits[0]
         similarities = np.concatenate([each.similarities for each in hits], axis=1)
@@ -388,10 +446,21 @@ class Memory(abc.ABC):
         )
 
     def search(
-        self, vectors: Float[np.ndarray, "n dim"], k: int, *, modality: Modality | None = None
+        self,
+        vectors: Float[np.ndarray, "n dim"],
+        k: int,
+        *,
+        modality: Modality | None = None,
+        where: Where | None = None,
     ) -> list[list[Neighbour]]:
         """Like `nearest`, with the entries themselves: for each query at most k neighbours, closest first."""
-        hits = self.nearest(vectors, k, modality=modality)
+        with self.snapshot():
+            return self._search(vectors, k, modality=modality, where=where)
+
+    def _search(
+        self, vectors: Float[np.ndarray, "n dim"], k: int, *, modality: Modality | None, where: Where | None
+    ) -> list[list[Neighbour]]:
+        hits = self.nearest(vectors, k, modality=modality, where=where)
         unique = np.unique(hits.ids)
         known = {entry.id: entry for entry in self.entries(ids=[int(i) for i in unique if i >= 0])}
         return [

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from rarvision.errors import OptionError
 from rarvision.types import Modality
 
-__all__ = ["AddReport", "Hits", "MemoryInfo", "NewEntry", "Prototypes"]
+__all__ = ["AddReport", "Hits", "MemoryInfo", "NewEntry", "Prototypes", "Where"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,3 +99,61 @@ class NewEntry:
     content: bytes
     metadata: Mapping[str, Any] = field(default_factory=dict)
     thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Where:
+    """Which entries a search may return: all conditions that are given must hold.
+
+    Attributes:
+        categories: Names of categories; an empty one lets nothing pass. None for all.
+        metadata: For each key the value that an entry's metadata must have, or several (a list) of which it must have
+            one. Values are text, numbers, True, False or None; numbers are equal where they are (1 and 1.0), True is
+            not 1. A key that an entry does not have equals nothing, None included.
+
+    Example:
+        >>> Where(metadata={"year": [2019, 2020], "checked": True}).metadata["year"]
+        [2019, 2020]
+    """
+
+    categories: Sequence[str] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.categories, str):
+            raise OptionError(f"categories must be a sequence of names, got the text {self.categories!r}")
+        for key, value in self.metadata.items():
+            for one in alternatives(value):
+                bad = not (one is None or isinstance(one, (str, int, float))) or (
+                    isinstance(one, float) and not math.isfinite(one)
+                )
+                if not isinstance(key, str) or bad:
+                    raise OptionError(
+                        f"metadata conditions are text keys with text, numbers, True, False, None, or a list of them; "
+                        f"got {key!r}: {value!r}"
+                    )
+
+    def __bool__(self) -> bool:
+        return self.categories is not None or bool(self.metadata)
+
+    @property
+    def key(self) -> str:
+        """Equal conditions have equal keys; for caches."""
+        names = None if self.categories is None else sorted(set(self.categories))
+        return json.dumps([names, {key: self.metadata[key] for key in sorted(self.metadata)}])
+
+    def meets(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether an entry's metadata meet the conditions on metadata."""
+        return all(
+            key in metadata and any(_same(metadata[key], one) for one in alternatives(value))
+            for key, value in self.metadata.items()
+        )
+
+
+def alternatives(value: Any) -> list[Any]:
+    """The values of a condition, one of which must be there."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
