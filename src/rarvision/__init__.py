@@ -43,7 +43,10 @@ if TYPE_CHECKING:
         AddReport,
         LocalMemory,
         Memory,
+        export_faiss,
+        export_parquet,
         import_faiss,
+        import_parquet,
     )
     from rarvision.pipeline import RecognitionFailure, Recognizer
     from rarvision.ranking import BaseRanker, Ranker
@@ -95,7 +98,10 @@ __all__ = [
     "Sample",
     "TransformersEncoder",
     "evaluate",
+    "export_faiss",
+    "export_parquet",
     "import_faiss",
+    "import_parquet",
     "iter_image_paths",
     "leave_one_out",
     "load_image",
@@ -138,7 +144,10 @@ _HOME = {
     "AddReport": "memory",
     "LocalMemory": "memory",
     "Memory": "memory",
+    "export_faiss": "memory",
+    "export_parquet": "memory",
     "import_faiss": "memory",
+    "import_parquet": "memory",
     "RecognitionFailure": "pipeline",
     "Recognizer": "pipeline",
     "BaseRanker": "ranking",

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from rarvision.memory.base import Memory
+from rarvision.memory.exporting import ExportReport, export_faiss
 from rarvision.memory.importing import import_faiss
 from rarvision.memory.local import LocalMemory
+from rarvision.memory.parquet import export_parquet, import_parquet
+from rarvision.memory.recorded import create_like
 from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where
 
-__all__ = ["AddReport", "Hits", "LocalMemory", "Memory", "MemoryInfo", "NewEntry", "Prototypes", "Where", "import_faiss"]
+__all__ = [
+    "AddReport",
+    "ExportReport",
+    "Hits",
+    "LocalMemory",
+    "Memory",
+    "MemoryInfo",
+    "NewEntry",
+    "Prototypes",
+    "Where",
+    "create_like",
+    "export_faiss",
+    "export_parquet",
+    "import_faiss",
+    "import_parquet",
+]
