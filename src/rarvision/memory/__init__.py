@@ -7,4 +7,14 @@ from rarvision.memory.importing import import_faiss
 from rarvision.memory.local import LocalMemory
 from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where
 
-__all__ = ["AddReport", "Hits", "LocalMemory", "Memory", "MemoryInfo", "NewEntry", "Prototypes", "Where", "import_faiss"]
+__all__ = [
+    "AddReport",
+    "Hits",
+    "LocalMemory",
+    "Memory",
+    "MemoryInfo",
+    "NewEntry",
+    "Prototypes",
+    "Where",
+    "import_faiss",
+]
