@@ -71,8 +71,8 @@ def new_entries(numbers, modality="image", categories=7):
 @pytest.mark.parametrize("tiny_steps", [False, True], ids=["", "merging"])
 def test_contract(tmp_path, options, tiny_steps, monkeypatch):
     if tiny_steps:
-        monkeypatch.setattr("rarvision.memory.base._COMMIT_ENTRIES", 1)
-        monkeypatch.setattr("rarvision.memory.local._MERGE", 2)
+        monkeypatch.setattr("rarvision.memory.writing._SEAL", 4)
+        monkeypatch.setattr("rarvision.memory.writing._MERGE", 2)
         monkeypatch.setitem(__import__("rarvision.memory.local").memory.local._INDEX_FROM, "hnsw", 8)
         FakeEncoder.batch_size = property(lambda _: 3)
     made = []
@@ -152,9 +152,7 @@ def test_a_large_memory_gets_an_index_that_agrees_with_exact_search(tmp_path, mo
     assert np.mean(same) / 10 > 0.97
 
 
-def test_what_was_added_survives_an_interruption_and_the_rest_follows(memory, monkeypatch):
-    monkeypatch.setattr("rarvision.memory.base._COMMIT_ENTRIES", 8)
-
+def test_what_was_added_survives_an_interruption_and_the_rest_follows(memory):
     def interrupted():
         for i, sample in enumerate(samples(range(200))):
             if i == 150:
@@ -165,13 +163,14 @@ def test_what_was_added_survives_an_interruption_and_the_rest_follows(memory, mo
         memory.add(interrupted(), batch_size=4)
     kept = len(memory)
     assert kept > 0
-    assert kept % 8 == 0
+    assert kept % 4 == 0
     report = memory.add(samples(range(200)), batch_size=4)
     assert (report.added, report.skipped) == (200 - kept, kept)
     assert [entry.source for entry in memory.entries()] == [f"{i}.png" for i in range(200)]
 
 
 def test_a_write_that_fails_changes_nothing_and_leaves_nothing(memory, monkeypatch):
+    monkeypatch.setattr("rarvision.memory.writing._SEAL", 4)
     memory.append(new_entries(range(5)), unit(5))
     for broken in ("np.save", "Store.transaction"):
         with monkeypatch.context() as patch:
@@ -185,7 +184,8 @@ def test_a_write_that_fails_changes_nothing_and_leaves_nothing(memory, monkeypat
                 memory.append(new_entries(range(5, 9)), unit(4, seed=5))
         assert len(memory) == 5
     assert memory.append(new_entries(range(5, 9)), unit(4, seed=5)).added == 4
-    files = {name for (name,) in sqlite3.connect(memory.path / "memory.sqlite").execute("SELECT file FROM segments")}
+    database = sqlite3.connect(memory.path / "memory.sqlite")
+    files = {name for row in database.execute("SELECT file, rows_file FROM segments") for name in row}
     assert {path.name for path in (memory.path / "segments").iterdir()} == files, "leftovers of failed writes are gone"
 
 
@@ -384,10 +384,11 @@ def test_creating_and_opening(tmp_path):
     assert not (tmp_path / "wrong").exists()
 
 
-def test_damage_is_named(memory):
+def test_damage_is_named(memory, monkeypatch):
+    monkeypatch.setattr("rarvision.memory.writing._SEAL", 8)
     memory.append(new_entries(range(20)), unit(20))
     memory.close()
-    segment = next((memory.path / "segments").iterdir())
+    segment = next(path for path in (memory.path / "segments").iterdir() if "rows" not in path.name)
     whole = segment.read_bytes()
     for damaged in (whole[:-64], b"", b"not a segment"):
         segment.write_bytes(damaged)

@@ -366,9 +366,7 @@ class Memory(abc.ABC):
                     adding.stored(len(rows))
         return adding.report()
 
-    def copy_to(
-        self, other: Memory, *, progress: Callable[[int], None] | None = None, **conditions: Any
-    ) -> AddReport:
+    def copy_to(self, other: Memory, *, progress: Callable[[int], None] | None = None, **conditions: Any) -> AddReport:
         """Store entries in another memory of the same encoder too, with their vectors and thumbnails.
 
         Interrupted, the same call again skips what is there and goes on.
@@ -383,9 +381,7 @@ class Memory(abc.ABC):
         """
         return transfer(self, other, progress=progress, removing=False, **conditions)
 
-    def move_to(
-        self, other: Memory, *, progress: Callable[[int], None] | None = None, **conditions: Any
-    ) -> AddReport:
+    def move_to(self, other: Memory, *, progress: Callable[[int], None] | None = None, **conditions: Any) -> AddReport:
         """Like `copy_to`; each part is removed here once it is safe there. Interrupted, no entry is lost."""
         return transfer(self, other, progress=progress, removing=True, **conditions)
 
@@ -453,13 +449,10 @@ class Memory(abc.ABC):
         modality: Modality | None = None,
         where: Where | None = None,
     ) -> list[list[Neighbour]]:
-        """Like `nearest`, with the entries themselves: for each query at most k neighbours, closest first."""
-        with self.snapshot():
-            return self._search(vectors, k, modality=modality, where=where)
+        """Like `nearest`, with the entries themselves: for each query at most k neighbours, closest first.
 
-    def _search(
-        self, vectors: Float[np.ndarray, "n dim"], k: int, *, modality: Modality | None, where: Where | None
-    ) -> list[list[Neighbour]]:
+        An entry that another process removes meanwhile is left out; within `snapshot` none is.
+        """
         hits = self.nearest(vectors, k, modality=modality, where=where)
         unique = np.unique(hits.ids)
         known = {entry.id: entry for entry in self.entries(ids=[int(i) for i in unique if i >= 0])}

@@ -1,12 +1,9 @@
 """`LocalMemory`: a memory in a folder that survives restarts."""
 
-# ruff: noqa: S608 - what is put into SQL text are constants and placeholders; values are parameters
-
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, cast, final
@@ -15,20 +12,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.encoders import Encoder
-from rarvision.errors import MemoryCorruptError, OptionError
-from rarvision.index import make_index
+from rarvision.errors import MemoryCorruptError, MemoryStoreError, OptionError
+from rarvision.index import ExactIndex, Index, make_index
 from rarvision.memory.base import Memory
-from rarvision.memory.records import Hits, MemoryInfo, NewEntry
-from rarvision.memory.sql import conditions, id_parts, storable, to_json
+from rarvision.memory.records import Hits, MemoryInfo, NewEntry, Where
+from rarvision.memory.sql import Conditions, to_json
 from rarvision.memory.store import Store, pack_vectors, unpack_vectors
 from rarvision.memory.view import Segment, View
+from rarvision.memory.writing import Writer
 from rarvision.types import Entry, Modality
 
 __all__ = ["LocalMemory"]
 
-_MERGE = 16  # that many segments of one order of magnitude become one
 _INDEX_FROM = {"auto": 20_000, "hnsw": 1_000}  # rows without an index that are worth building one for
-_INDEX_AGAIN = 4  # an indexed segment is rebuilt together with new rows when they are a quarter of it
+_MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 @final
@@ -55,8 +52,10 @@ class LocalMemory(Memory):
         except (KeyError, ValueError) as error:
             store.close()
             raise MemoryCorruptError(f"{store.folder}: the memory's settings are incomplete: {error!r}") from error
+        self._writer = Writer(store, dim=self._dim, make_index=self._fresh_index)
         self._views: dict[Modality, View] = {}
         self._names: tuple[int, dict[int, str]] = (-1, {})
+        self._counts: tuple[int, dict[Modality, int]] = (-1, {})
 
     # Making and opening -----------------------------------------------------------------------------------------
 
@@ -181,6 +180,11 @@ class LocalMemory(Memory):
         self._views = {}
         self._store.close()
 
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What was found interrupted, and undone, when this memory was opened or written to."""
+        return tuple(self._store.repairs)
+
     # What it is -------------------------------------------------------------------------------------------------
 
     @property
@@ -215,35 +219,38 @@ class LocalMemory(Memory):
 
     def count(self, modality: Modality | None = None) -> int:
         """Number of entries."""
-        where, parameters = ("", ()) if modality is None else (" WHERE modality = ?", (modality,))
-        return int(self._store.rows(f"SELECT COALESCE(SUM(live), 0) FROM segments{where}", parameters)[0][0])
+        with self._store.snapshot():
+            revision = self.revision
+            if self._counts[0] != revision:
+                self._counts = (revision, self._store.counts())
+        counts = self._counts[1]
+        return sum(counts.values()) if modality is None else counts.get(modality, 0)
 
     def category_names(self) -> Mapping[int, str]:
         """Names by category code."""
         with self._store.snapshot():
             revision = self.revision
             if self._names[0] != revision:
-                self._names = (revision, dict(self._store.rows("SELECT id, name FROM categories")))
+                self._names = (
+                    revision,
+                    dict(self._store.rows("SELECT id, name FROM categories WHERE name IS NOT NULL")),
+                )
         return self._names[1]
 
     def categories(self, modality: Modality | None = None) -> list[str]:
         """Names of the categories that have entries, in the order in which they came."""
-        condition, parameters = ("", ()) if modality is None else (" AND entries.modality = ?", (modality,))
         query = (
             "SELECT name FROM categories WHERE EXISTS (SELECT 1 FROM entries "
-            f"WHERE entries.category = categories.id{condition}) ORDER BY id"
+            "WHERE entries.category = categories.id AND modality IN (?, ?)) ORDER BY id"
         )
-        return [name for (name,) in self._store.rows(query, parameters)]
+        wanted = _MODALITIES if modality is None else (modality, modality)
+        return [name for (name,) in self._store.rows(query, wanted)]
 
     def info(self) -> MemoryInfo:
         """What it is and holds."""
         with self._store.snapshot():
             images, texts = self.count("image"), self.count("text")
-            indexed = int(
-                self._store.rows("SELECT COALESCE(SUM(live), 0) FROM segments WHERE index_kind IS NOT NULL")[0][0]
-            )
-            segments = int(self._store.rows("SELECT COUNT(*) FROM segments")[0][0])
-            thumbnails = int(self._store.rows("SELECT COUNT(*) FROM thumbnails")[0][0])
+            facts = self._store.facts()
             categories = len(self.categories())
         return MemoryInfo(
             kind="local",
@@ -256,9 +263,9 @@ class LocalMemory(Memory):
             texts=texts,
             categories=categories,
             index=self._index_kind,
-            thumbnails=thumbnails,
+            thumbnails=facts.pop("thumbnails"),
             bytes=self._store.size_bytes(),
-            details={"segments": segments, "indexed": indexed, "thumbnail_size": self._thumbnails},
+            details={**facts, "thumbnail_size": self._thumbnails},
             metadata=self._metadata,
         )
 
@@ -271,17 +278,30 @@ class LocalMemory(Memory):
         category: str | None = None,
         modality: Modality | None = None,
         source: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Iterator[Entry]:
         """Entries that meet all conditions given, by ascending id; unknown ids are left out."""
-        where, parameters = conditions(category=category, modality=modality, source=source)
-        for part, values in id_parts(ids):
-            query = (
-                "SELECT entries.id, name, modality, source, metadata FROM entries "
-                "JOIN categories ON categories.id = entries.category "
-                f"WHERE {where}{part} ORDER BY entries.id"
+        wanted = Conditions(ids=ids, category=category, modality=modality, source=source, metadata=metadata or {})
+        columns = "entries.id, name, modality, source, metadata"
+        for entry_id, name, kind, origin, values in self._store.select(columns, wanted):
+            yield Entry(id=entry_id, category=name, modality=kind, source=origin, metadata=json.loads(values))
+
+    def records(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Iterator[NewEntry]:
+        """The entries as another memory can store them, in the order of ``ids``; `OptionError` for an unknown id."""
+        columns = "entries.id, name, modality, source, entries.content, metadata, thumbnails.jpeg"
+        found = {row[0]: row[1:] for row in self._store.select(columns, Conditions(ids=ids), thumbnails=True)}
+        for entry_id in np.asarray(ids, dtype=np.int64).tolist():
+            if entry_id not in found:
+                raise OptionError(f"no entry with the id {entry_id} in {self._store.folder}")
+            name, modality, source, content, metadata, jpeg = found[entry_id]
+            yield NewEntry(
+                category=name,
+                modality=modality,
+                source=source,
+                content=bytes(content),
+                metadata=json.loads(metadata),
+                thumbnail=None if jpeg is None else bytes(jpeg),
             )
-            for entry_id, name, kind, origin, metadata in self._store.rows(query, [*parameters, *values]):
-                yield Entry(id=entry_id, category=name, modality=kind, source=origin, metadata=json.loads(metadata))
 
     def table(self, modality: Modality) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Ids (ascending) and category codes of all entries of a modality."""
@@ -293,7 +313,7 @@ class LocalMemory(Memory):
         wanted = np.asarray(ids, dtype=np.int64)
         vectors = np.empty((len(wanted), self._dim), dtype=np.float32)
         with self._store.snapshot():
-            views = [self._view("image"), self._view("text")]
+            views = [self._view(modality) for modality in _MODALITIES]
         found = np.zeros(len(wanted), dtype=bool)
         for view in views:
             found |= view.gather(wanted, vectors)
@@ -309,32 +329,64 @@ class LocalMemory(Memory):
         )
         return bytes(found[0][0]) if found else None
 
+    # Changing ---------------------------------------------------------------------------------------------------
+
     def remove(
-        self, *, ids: Sequence[int] | None = None, category: str | None = None, source: str | None = None
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        category: str | None = None,
+        source: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> int:
         """Remove the entries that meet all conditions given; returns how many. Without any: `OptionError`."""
-        if ids is None and category is None and source is None:
-            raise OptionError("say what to remove: ids, a category or a source")
+        conditions = Conditions(ids=ids, category=category, source=source, metadata=metadata or {})
+        if not conditions:
+            raise OptionError("say what to remove: ids, a category, a source or metadata")
         with self._store.writing():
-            removed = [entry.id for entry in self.entries(ids=ids, category=category, source=source)]
-            if not removed:
-                return 0
-            with self._store.transaction() as database:
-                database.executemany(
-                    "UPDATE segments SET live = live - 1 WHERE id = (SELECT segment FROM entries WHERE id = ?)",
-                    [(entry,) for entry in removed],
-                )
-                database.executemany("DELETE FROM entries WHERE id = ?", [(entry,) for entry in removed])
-                database.execute("DELETE FROM thumbnails WHERE content NOT IN (SELECT content FROM entries)")
-                empty = database.execute("SELECT id, file, index_file FROM segments WHERE live = 0").fetchall()
-                database.executemany("DELETE FROM segments WHERE id = ?", [(segment,) for segment, _, _ in empty])
-            self._store.delete_files([file for _, *files in empty for file in files if file])
-        return len(removed)
+            return self._writer.remove(conditions)
+
+    def rename_category(self, old: str, new: str) -> int:
+        """Give a category another name; returns how many entries it has."""
+        with self._store.writing():
+            return self._writer.rename(old, new)
+
+    def merge_categories(self, names: Sequence[str], into: str) -> int:
+        """Make one category of several; returns how many entries changed their category."""
+        with self._store.writing():
+            return self._writer.merge(names, into)
 
     # Searching --------------------------------------------------------------------------------------------------
 
-    def _nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, modality: Modality) -> Hits:
-        similarities, ids, codes = self._view(modality).search(vectors, k)
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Searches and listings inside see one state, whatever other processes write meanwhile.
+
+        Nothing can be written inside, and other threads that use this object wait.
+        """
+        with self._store.snapshot():
+            for modality in _MODALITIES:
+                self._view(modality)  # opens the files, which may be deleted while the snapshot lasts
+            yield
+
+    def _nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, modality: Modality, where: Where | None) -> Hits:
+        if where is None:
+            similarities, ids, codes = self._view(modality).search(vectors, k)
+            return Hits(similarities=similarities, ids=ids, categories=codes)
+        with self._store.snapshot():
+            view = self._view(modality)
+            names = {name: code for code, name in self.category_names().items()}
+            wanted = None
+            if where.categories is not None:
+                wanted = np.array(sorted({names[name] for name in where.categories if name in names}), dtype=np.int64)
+            conditions = Conditions(modality=modality, metadata=where.metadata)
+
+            def matching() -> Int[np.ndarray, " m"]:
+                return np.array([row[0] for row in self._store.select("entries.id", conditions)], dtype=np.int64)
+
+            similarities, ids, codes = view.search(
+                vectors, k, key=where.key, codes=wanted, ids=matching if where.metadata else None
+            )
         return Hits(similarities=similarities, ids=ids, categories=codes)
 
     def _view(self, modality: Modality) -> View:
@@ -356,31 +408,50 @@ class LocalMemory(Memory):
         raise AssertionError("unreachable")
 
     def _read_view(self, modality: Modality, revision: int, before: View | None) -> View:
+        fingerprint = self._store.rows("SELECT value FROM meta WHERE key = 'encoder_fingerprint'")[0][0]
+        if fingerprint != self._fingerprint:
+            raise MemoryStoreError(
+                f"{self._store.folder} has been encoded anew, by another encoder ({fingerprint}), since it was opened; "
+                "open it again"
+            )
         known = {} if before is None else before.segments
+        merged = dict(self._store.rows("SELECT id, merged_into FROM categories WHERE merged_into IS NOT NULL"))
         segments = []
-        columns = "id, live, rows, file, index_file, sha256, index_sha256"
-        query = f"SELECT {columns} FROM segments WHERE modality = ? ORDER BY id"
-        for segment, live, rows, *files in self._store.rows(query, (modality,)):
-            key = (segment, live)
-            segments.append(known.get(key) or self._read_segment(key, rows, *files))
-        return View(segments, dim=self._dim, revision=revision)
+        for files in self._store.segments(modality):
+            segment = known.get(files.key)
+            if segment is None:
+                removed = self._store.rows("SELECT row FROM removed WHERE segment = ?", (files.key[0],))
+                segment = files.open(self._dim, removed=[row for (row,) in removed], merged=merged)
+            segments.append(segment)
+        return View(segments, tail=self._tail(modality), revision=revision)
 
-    def _read_segment(
-        self, key: tuple[int, int], rows: int, file: str, index_file: str | None, *checksums: str | None
-    ) -> Segment:
-        entries = self._store.rows("SELECT row, id, category FROM entries WHERE segment = ?", (key[0],))
-        index_path = self._store.path(index_file) if index_file else None
-        path = self._store.path(file)
-        return Segment.open(path, key, (rows, self._dim), entries, index_path=index_path, checksums=checksums)
+    def _tail(self, modality: Modality) -> Segment | None:
+        found = self._store.rows(
+            "SELECT entry, category, vector FROM tail JOIN entries ON entries.id = tail.entry WHERE modality = ? "
+            "ORDER BY entry",
+            (modality,),
+        )
+        if not found:
+            return None
+        ids, codes = np.array([row[:2] for row in found], dtype=np.int64).T
+        vectors = unpack_vectors(b"".join(row[2] for row in found), self._dim)
+        index = ExactIndex(self._dim, vectors=vectors)
+        return Segment(key=(0, 0), vectors=vectors, ids=ids, categories=codes, live=len(ids), index=index)
 
-    # Writing ----------------------------------------------------------------------------------------------------
+    # What the base class and the writer ask for -----------------------------------------------------------------
+
+    def _fresh_index(self, rows: int) -> tuple[str, Index] | None:
+        if self._index_kind == "exact" or rows < _INDEX_FROM[self._index_kind]:
+            return None
+        spec = json.dumps({"kind": "hnsw", "parameters": self._index_parameters})
+        return spec, make_index("hnsw", self._dim, **self._index_parameters)
 
     @contextmanager
     def _written(self) -> Iterator[None]:
         with self._store.writing():
             yield
-            self._build_index("image")
-            self._build_index("text")
+            for modality in _MODALITIES:
+                self._writer.index_new(modality)
 
     def _writing(self) -> AbstractContextManager[None]:
         return self._written()
@@ -393,91 +464,8 @@ class LocalMemory(Memory):
         return bool(self._store.rows(query, (content, category, modality)))
 
     def _append(self, entries: Sequence[NewEntry], vectors: Float[np.ndarray, "n dim"]) -> None:
-        modality = entries[0].modality
-        metadata = [to_json(entry.metadata) for entry in entries]
         with self._store.writing():
-            file, digest = self._store.write_vectors(modality, np.ascontiguousarray(vectors, dtype=np.float32))
-            with self._store.transaction() as database:
-                names = dict.fromkeys(entry.category for entry in entries)
-                database.executemany("INSERT OR IGNORE INTO categories (name) VALUES (?)", [(name,) for name in names])
-                segment = database.execute(
-                    "INSERT INTO segments (modality, file, sha256, rows, live) VALUES (?, ?, ?, ?, ?)",
-                    (modality, file, digest, len(entries), len(entries)),
-                ).lastrowid
-                database.executemany(
-                    "INSERT INTO entries (category, modality, source, content, metadata, segment, row) "
-                    "VALUES ((SELECT id FROM categories WHERE name = ?), ?, ?, ?, ?, ?, ?)",
-                    [
-                        (entry.category, modality, storable(entry.source), entry.content, json_text, segment, row)
-                        for row, (entry, json_text) in enumerate(zip(entries, metadata, strict=True))
-                    ],
-                )
-                database.executemany(
-                    "INSERT OR IGNORE INTO thumbnails (content, jpeg) VALUES (?, ?)",
-                    [(entry.content, entry.thumbnail) for entry in entries if entry.thumbnail is not None],
-                )
-            self._merge(modality)
-
-    def _merge(self, modality: Modality) -> None:
-        """Make one segment of the last 16 of the same order of magnitude, so that there are never many."""
-        while True:
-            last = self._store.rows(
-                "SELECT id, rows FROM segments WHERE modality = ? AND index_kind IS NULL ORDER BY id DESC LIMIT ?",
-                (modality, _MERGE),
-            )
-            if len(last) < _MERGE or _magnitude(max(rows for _, rows in last)) > _magnitude(last[0][1]):
-                return
-            self._rewrite(modality, [segment for segment, _ in last])
-
-    def _build_index(self, modality: Modality) -> None:
-        """Give the vectors that have no index one, where they are many enough."""
-        if self._index_kind == "exact":
-            return
-        segments = self._store.rows(
-            "SELECT id, live, index_kind FROM segments WHERE modality = ? ORDER BY id DESC", (modality,)
-        )
-        chosen, rows = [], 0
-        for segment, live, index_kind in segments:
-            if index_kind is not None and live > _INDEX_AGAIN * rows:
-                break
-            chosen.append(segment)
-            rows += live
-        bare = sum(live for _, live, index_kind in segments if index_kind is None)
-        if bare >= _INDEX_FROM[self._index_kind]:
-            self._rewrite(modality, chosen, index=True)
-
-    def _rewrite(self, modality: Modality, segments: Iterable[int], *, index: bool = False) -> None:
-        """Replace segments that follow one another by one with their live rows, with an index where asked."""
-        old = sorted(segments)
-        marks = ",".join("?" * len(old))
-        with self._store.snapshot():
-            table = self._store.rows(
-                f"SELECT id FROM entries WHERE segment IN ({marks}) ORDER BY segment, row",
-                old,
-            )
-        ids = [entry for (entry,) in table]
-        vectors = self.vectors(ids)
-        kind = index_file = index_digest = None
-        if index:
-            built = make_index("hnsw", self._dim, **self._index_parameters)
-            built.add(vectors)
-            kind = built.kind
-            index_file, index_digest = self._store.write_index(modality, built)
-        file, digest = self._store.write_vectors(modality, vectors)
-        with self._store.transaction() as database:
-            new = database.execute(
-                "INSERT INTO segments (modality, file, sha256, rows, live, index_kind, index_file, index_sha256) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (modality, file, digest, len(ids), len(ids), kind, index_file, index_digest),
-            ).lastrowid
-            database.executemany(
-                "UPDATE entries SET segment = ?, row = ? WHERE id = ?", [(new, row, i) for row, i in enumerate(ids)]
-            )
-            files = database.execute(f"SELECT file, index_file FROM segments WHERE id IN ({marks})", old).fetchall()
-            database.execute(f"DELETE FROM segments WHERE id IN ({marks})", old)
-        self._store.delete_files([name for pair in files for name in pair if name])
-
-    # What the base class asks for -------------------------------------------------------------------------------
+            self._writer.append(entries, np.ascontiguousarray(vectors, dtype=np.float32))
 
     def _content(self, modality: Modality) -> Iterator[bytes]:
         return self._view(modality).content()
@@ -492,7 +480,3 @@ class LocalMemory(Memory):
     @property
     def _thumbnail_size(self) -> int | None:
         return self._thumbnails
-
-
-def _magnitude(rows: int) -> int:
-    return int(math.log(max(rows, 1), _MERGE) + 1e-9)

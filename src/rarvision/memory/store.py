@@ -5,25 +5,29 @@ mentions it commits; so whatever the database mentions is whole, and a file that
 an interrupted write and is deleted by the next writer.
 """
 
+# ruff: noqa: S608 - what is put into SQL text are names of columns
+
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rarvision.errors import (
     MemoryCorruptError,
@@ -33,46 +37,20 @@ from rarvision.errors import (
     MemoryStoreError,
 )
 from rarvision.index import Index
+from rarvision.memory.schema import SCHEMA, SCHEMA_VERSION, install_checksum
+from rarvision.memory.sql import Conditions
+from rarvision.memory.view import SegmentFiles
 from rarvision.types import Modality
 
-__all__ = ["DATABASE", "SCHEMA_VERSION", "Store", "pack_vectors", "unpack_vectors"]
+__all__ = ["DATABASE", "SEGMENTS", "Store", "pack_vectors", "unpack_vectors"]
 
-SCHEMA_VERSION = 1
+log = logging.getLogger(__name__)
+
 DATABASE = "memory.sqlite"
-_SEGMENTS = "segments"
+SEGMENTS = "segments"
 _LOCK = "writer.lock"
 _HOLDER = "writer.json"
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value);
-CREATE TABLE categories (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
-CREATE TABLE segments (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    modality TEXT NOT NULL CHECK (modality IN ('image', 'text')),
-    file TEXT NOT NULL UNIQUE,
-    sha256 TEXT NOT NULL,
-    rows INTEGER NOT NULL,
-    live INTEGER NOT NULL,
-    index_kind TEXT,
-    index_file TEXT,
-    index_sha256 TEXT
-);
-CREATE TABLE entries (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    category INTEGER NOT NULL REFERENCES categories (id),
-    modality TEXT NOT NULL CHECK (modality IN ('image', 'text')),
-    source TEXT NOT NULL,
-    content BLOB NOT NULL,
-    metadata TEXT NOT NULL,
-    segment INTEGER NOT NULL REFERENCES segments (id),
-    row INTEGER NOT NULL,
-    UNIQUE (content, category, modality)
-);
-CREATE INDEX entries_by_segment ON entries (segment, row);
-CREATE INDEX entries_by_category ON entries (category, modality);
-CREATE INDEX entries_by_source ON entries (source);
-CREATE TABLE thumbnails (content BLOB PRIMARY KEY, jpeg BLOB NOT NULL);
-"""
+_FILE_COLUMNS = ("file", "sha256", "rows_file", "rows_sha256", "index_file", "index_sha256")
 
 
 class Store:
@@ -106,23 +84,48 @@ class Store:
                 check_same_thread=False,
                 timeout=lock_timeout_s,
             )
+        self.repairs: list[str] = []
         try:
             with self._mapped():
                 self._db.execute("PRAGMA foreign_keys = ON")
                 self._db.execute("PRAGMA synchronous = FULL")
-                self._check_version(int(self._db.execute("PRAGMA user_version").fetchone()[0]))
+                install_checksum(self._db)
+                self._settle_version()
+            self._repair()
         except BaseException:
             self._db.close()
             raise
 
-    def _check_version(self, version: int) -> None:
+    def _settle_version(self) -> None:
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA_VERSION:
             raise MemoryStoreError(
                 f"{self.folder} was written by a newer rarvision (schema {version}, this one reads {SCHEMA_VERSION}); "
                 "upgrade rarvision"
             )
-        if version < SCHEMA_VERSION:
+        if version < 1:
             raise MemoryCorruptError(f"{self.folder}: the database holds no memory (schema {version})")
+        if version < SCHEMA_VERSION:
+            if not self.writable:
+                raise MemoryStoreError(
+                    f"{self.folder} was written by an older rarvision (schema {version}, this one reads "
+                    f"{SCHEMA_VERSION}) and is read-only; open it once where it can be written"
+                )
+            from rarvision.memory.migrating import migrate
+
+            with self.writing():
+                migrate(self)
+
+    def _repair(self) -> None:
+        """Undo what a writer that was stopped in the middle left behind, unless somebody is writing now."""
+        if not self.writable or not (self._left_over() or (self.folder / _HOLDER).exists()):
+            return
+        patience, self._lock_timeout_s = self._lock_timeout_s, 0.0
+        try:
+            with contextlib.suppress(MemoryLockedError), self.writing():
+                pass
+        finally:
+            self._lock_timeout_s = patience
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -137,11 +140,13 @@ class Store:
             raise MemoryExistsError(f"{folder}: {what}")
         draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:
-            (draft / _SEGMENTS).mkdir(parents=True)
+            (draft / SEGMENTS).mkdir(parents=True)
             database = sqlite3.connect(draft / DATABASE, isolation_level=None)
             with contextlib.closing(database):
                 database.execute("PRAGMA journal_mode = WAL")
-                database.executescript(_SCHEMA)
+                database.execute("PRAGMA synchronous = FULL")
+                install_checksum(database)
+                database.executescript(SCHEMA)
                 database.executemany("INSERT INTO meta VALUES (?, ?)", [*meta.items(), ("revision", 0)])
                 database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             _sync_folder(draft)
@@ -167,15 +172,83 @@ class Store:
     def snapshot(self) -> Iterator[None]:
         """Several queries see one state, even while another process writes."""
         with self._guard:
-            if self._db.in_transaction:
+            with self._mapped():
+                inside = self._db.in_transaction
+                if not inside:
+                    self._db.execute("BEGIN")
+            if inside:
                 yield
                 return
-            with self._mapped():
-                self._db.execute("BEGIN")
             try:
                 yield
             finally:
                 self._db.execute("COMMIT")
+
+    def select(self, columns: str, conditions: Conditions, *, thumbnails: bool = False) -> Iterator[Any]:
+        """Rows of entries that meet the conditions, by ascending id."""
+        joined = " LEFT JOIN thumbnails ON thumbnails.content = entries.content" if thumbnails else ""
+        for text, values in conditions.parts():
+            yield from self.rows(
+                f"SELECT {columns} FROM entries JOIN categories ON categories.id = entries.category{joined} "
+                f"WHERE {text} ORDER BY entries.id",
+                values,
+            )
+
+    def segments(self, modality: Modality) -> list[SegmentFiles]:
+        """What is known of the segments that are searched, oldest first."""
+        columns = ("id", "version", "rows", "live", *_FILE_COLUMNS)
+        query = f"SELECT {', '.join(columns)} FROM segments WHERE modality = ? AND state = 'live' ORDER BY id"
+        found = []
+        for row in self.rows(query, (modality,)):
+            values = dict(zip(columns, row, strict=True))
+            index = values["index_file"]
+            found.append(
+                SegmentFiles(
+                    key=(values["id"], values["version"]),
+                    rows=values["rows"],
+                    live=values["live"],
+                    vectors=self.path(values["file"]),
+                    row_table=self.path(values["rows_file"]),
+                    index=self.path(index) if index else None,
+                    checksums=(values["sha256"], values["rows_sha256"], values["index_sha256"]),
+                )
+            )
+        return found
+
+    def counts(self) -> dict[Modality, int]:
+        """Entries of each modality."""
+        counted = self.rows(
+            "SELECT modality, live FROM segments WHERE state = 'live' UNION ALL "
+            "SELECT modality, 1 FROM tail JOIN entries ON entries.id = tail.entry"
+        )
+        found: Counter[Modality] = Counter()
+        for modality, rows in counted:
+            found[modality] += rows
+        return dict(found)
+
+    def facts(self) -> dict[str, int]:
+        """Counts and sizes in bytes."""
+        (segments, indexed), (tail,), (thumbnails, thumbnail_bytes) = (
+            self.rows(query)[0]
+            for query in (
+                "SELECT COUNT(*), IFNULL(SUM(IIF(index_file IS NULL, 0, live)), 0) FROM segments WHERE state = 'live'",
+                "SELECT COUNT(*) FROM tail",
+                "SELECT COUNT(*), COALESCE(SUM(LENGTH(jpeg)), 0) FROM thumbnails",
+            )
+        )
+        names = self.rows("SELECT file, rows_file, index_file FROM segments WHERE state = 'live'")
+        vectors, indexes = (sum(_size(self.path(row[i])) for row in names if row[i]) for i in (0, 2))
+        return {
+            "segments": segments,
+            "indexed": indexed,
+            "tail": tail,
+            "removed": int(self.rows("SELECT COUNT(*) FROM removed")[0][0]),
+            "thumbnails": thumbnails,
+            "vector_bytes": vectors,
+            "index_bytes": indexes,
+            "thumbnail_bytes": thumbnail_bytes,
+            "database_bytes": sum(_size(self.folder / f"{DATABASE}{end}") for end in ("", "-wal")),
+        }
 
     def meta(self) -> dict[str, Any]:
         """Everything in the table of settings."""
@@ -188,7 +261,7 @@ class Store:
 
     def path(self, file: str) -> Path:
         """Where a segment's file lies."""
-        return self.folder / _SEGMENTS / file
+        return self.folder / SEGMENTS / file
 
     def size_bytes(self) -> int:
         """Bytes of all files; one that a writer deletes meanwhile counts as nothing."""
@@ -224,6 +297,10 @@ class Store:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One atomic change, durable when the block ends; only within `writing`."""
         with self._guard, self._mapped():
+            if self._db.in_transaction:
+                raise MemoryStoreError(
+                    f"{self.folder}: within a snapshot the memory cannot be changed; leave the snapshot first"
+                )
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -234,27 +311,41 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def write_vectors(self, modality: Modality, vectors: Float[np.ndarray, "n dim"]) -> tuple[str, str]:
-        """Write a new segment file durably; returns its name and SHA-256."""
-        name = f"{modality}-{secrets.token_hex(8)}.npy"
+    def write_vectors(
+        self, modality: Modality, parts: Iterable[Float[np.ndarray, "n dim"]], *, rows: int, dim: int
+    ) -> tuple[str, str]:
+        """Write a new segment's vectors durably, part by part; returns the file's name and SHA-256."""
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
-                np.save(file, vectors, allow_pickle=False)
+                header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:
+                    file.write(np.ascontiguousarray(part, dtype="<f4").data)
 
-        return name, self._publish(name, write)
+        return self._publish(f"{modality}-{secrets.token_hex(8)}.npy", write)
+
+    def write_rows(
+        self, modality: Modality, ids: Int[np.ndarray, " n"], codes: Int[np.ndarray, " n"]
+    ) -> tuple[str, str]:
+        """Write whose a new segment's rows are: int64 ``(2, n)``, entry ids and category codes."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.save(file, np.stack((ids, codes)).astype("<i8"), allow_pickle=False)
+
+        return self._publish(f"{modality}-{secrets.token_hex(8)}.rows.npy", write)
 
     def write_index(self, modality: Modality, index: Index) -> tuple[str, str]:
         """Write a segment's index durably; returns its name and SHA-256."""
-        name = f"{modality}-{secrets.token_hex(8)}.{index.kind}"
-        return name, self._publish(name, index.save)
+        return self._publish(f"{modality}-{secrets.token_hex(8)}.{index.kind}", index.save)
 
     def delete_files(self, files: Sequence[str]) -> None:
         """Delete files that no committed state mentions; readers that have them open keep them."""
         for file in files:
             self.path(file).unlink(missing_ok=True)
 
-    def _publish(self, name: str, write: Any) -> str:
+    def _publish(self, name: str, write: Callable[[Path], None]) -> tuple[str, str]:
         draft = self.path(f".{name}")
         try:
             write(draft)
@@ -264,12 +355,13 @@ class Store:
             draft.replace(self.path(name))
             _sync_folder(draft.parent)
         except (OSError, RuntimeError) as error:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise MemoryStoreError(
                 f"{self.folder}: cannot write vectors: {error}. Nothing was added by this step; what was stored before "
                 "is untouched. Free some space or fix the permissions, and run the same command again"
             ) from error
-        return digest
+        return name, digest
 
     def _acquire(self) -> None:
         if not self.writable:
@@ -285,10 +377,19 @@ class Store:
                 f"{self.folder} is being written by {self._holder()}; wait until it has finished, or stop it"
             ) from error
         self._lock = lock
+        if (self.folder / _HOLDER).exists():
+            self._tell(f"{self._holder()} was stopped in the middle of writing; what it had not finished is undone")
         holder = {"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
         with contextlib.suppress(OSError):
             (self.folder / _HOLDER).write_text(json.dumps(holder), encoding="utf-8")
-        self._delete_leftovers()
+        if files := self._left_over():
+            size = sum(self.path(file).stat().st_size for file in files)
+            self.delete_files(files)
+            self._tell(f"deleted {len(files)} files ({size:,} bytes) that an interrupted writer left over")
+
+    def _tell(self, repair: str) -> None:
+        self.repairs.append(repair)
+        log.warning("%s: %s", self.folder, repair)
 
     def _release(self) -> None:
         with contextlib.suppress(OSError):
@@ -304,10 +405,12 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
 
-    def _delete_leftovers(self) -> None:
-        known = {name for row in self.rows("SELECT file, index_file FROM segments") for name in row if name}
-        with os.scandir(self.folder / _SEGMENTS) as files:
-            self.delete_files([file.name for file in files if file.name not in known])
+    def _left_over(self) -> list[str]:
+        """Files that the database does not mention."""
+        columns = [name for _, name, *_ in self.rows("PRAGMA table_info(segments)") if name.endswith("file")]
+        known = {name for row in self.rows(f"SELECT {', '.join(columns)} FROM segments") for name in row if name}
+        with os.scandir(self.folder / SEGMENTS) as files:
+            return [file.name for file in files if file.name not in known]
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -334,6 +437,13 @@ def pack_vectors(vectors: Float[np.ndarray, "n dim"]) -> bytes:
 def unpack_vectors(data: bytes, dim: int) -> Float[np.ndarray, "n dim"]:
     """What `pack_vectors` packed."""
     return np.frombuffer(data, dtype="<f4").reshape(-1, dim)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _sync_folder(folder: Path) -> None:
