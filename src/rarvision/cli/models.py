@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rarvision.errors import OptionError
+from rarvision.errors import EncoderMismatchError, OptionError
 
 if TYPE_CHECKING:
     from rarvision.calibration import Calibration
@@ -79,6 +79,7 @@ def bind_encoder(memory: LocalMemory, *, encoder: str | None = None, device: str
     Raises:
         EncoderMismatchError: The memory's vectors are another's.
     """
+    remembered: Any = None
     if encoder is None:
         remembered = memory.info().metadata.get(ENCODER_KEY)
         if isinstance(remembered, str) and remembered.startswith(EMBEDDED):
@@ -86,7 +87,13 @@ def bind_encoder(memory: LocalMemory, *, encoder: str | None = None, device: str
         elif memory.encoder_name and device != "auto":
             encoder = remembered if isinstance(remembered, str) else memory.encoder_name
     if encoder is not None:
-        memory.bind(open_encoder(encoder, device=device))
+        try:
+            memory.bind(open_encoder(encoder, device=device))
+        except EncoderMismatchError:
+            if encoder != remembered or not memory.encoder_name:
+                raise
+            # All of it was encoded anew since: the memory's own record is the newer one.
+            memory.bind(open_encoder(memory.encoder_name, device=device))
     else:
         quiet_transformers()
         _ = memory.encoder  # loads it now, so that what is wrong with it shows before images are read
