@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, cast, final
@@ -12,13 +12,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.encoders import Encoder
-from rarvision.errors import MemoryCorruptError, MemoryStoreError, OptionError
-from rarvision.index import ExactIndex, Index, make_index
+from rarvision.errors import InputError, MemoryCorruptError, OptionError
+from rarvision.index import Index, make_index
 from rarvision.memory.base import Memory
+from rarvision.memory.reading import Reader
 from rarvision.memory.records import Hits, MemoryInfo, NewEntry, Where
 from rarvision.memory.sql import Conditions, to_json
-from rarvision.memory.store import Store, pack_vectors, unpack_vectors
-from rarvision.memory.view import Segment, View
+from rarvision.memory.store import Store, unpack_vectors
+from rarvision.memory.upkeep import CompactReport, ReencodeReport, compact, reencode, settings_of
+from rarvision.memory.verifying import Problem, verify
+from rarvision.memory.view import View
 from rarvision.memory.writing import Writer
 from rarvision.types import Entry, Modality
 
@@ -38,7 +41,15 @@ class LocalMemory(Memory):
     def __init__(self, store: Store) -> None:
         """Use `create` or `open`."""
         self._store = store
-        meta = store.meta()
+        try:
+            self._read_settings()
+        except BaseException:
+            store.close()
+            raise
+        self._writer = Writer(store, dim=self._dim, make_index=self._fresh_index)
+
+    def _read_settings(self) -> None:
+        meta = self._store.meta()
         try:
             self._dim = int(meta["dim"])
             self._fingerprint = str(meta["encoder_fingerprint"])
@@ -50,12 +61,10 @@ class LocalMemory(Memory):
             self._thumbnails = cast("int | None", meta["thumbnails"])
             self._metadata: dict[str, Any] = json.loads(meta["metadata"])
         except (KeyError, ValueError) as error:
-            store.close()
-            raise MemoryCorruptError(f"{store.folder}: the memory's settings are incomplete: {error!r}") from error
-        self._writer = Writer(store, dim=self._dim, make_index=self._fresh_index)
-        self._views: dict[Modality, View] = {}
-        self._names: tuple[int, dict[int, str]] = (-1, {})
-        self._counts: tuple[int, dict[Modality, int]] = (-1, {})
+            raise MemoryCorruptError(
+                f"{self._store.folder}: the memory's settings are incomplete: {error!r}"
+            ) from error
+        self._reader = Reader(self._store, dim=self._dim, fingerprint=self._fingerprint)
 
     # Making and opening -----------------------------------------------------------------------------------------
 
@@ -85,14 +94,9 @@ class LocalMemory(Memory):
         Raises:
             MemoryExistsError: Something is there already.
         """
-        folder = Path(encoder.name)
         memory = cls._create(
             path,
-            dim=encoder.dim,
-            fingerprint=encoder.fingerprint,
-            name=str(folder.resolve()) if folder.is_dir() else encoder.name,
-            revision=encoder.revision,
-            probe=pack_vectors(encoder.probe()),
+            settings_of(encoder),
             index=index,
             index_parameters=index_parameters,
             thumbnails=thumbnails,
@@ -113,18 +117,17 @@ class LocalMemory(Memory):
         metadata: Mapping[str, Any] | None = None,
     ) -> LocalMemory:
         """Make an empty memory for vectors whose encoder is not at hand; it can be searched by vectors only."""
-        return cls._create(path, dim=dim, fingerprint=fingerprint, index=index, metadata=metadata)
+        unknown = {"encoder_name": "", "encoder_revision": None, "encoder_probe": None}
+        return cls._create(
+            path, {"dim": dim, "encoder_fingerprint": fingerprint, **unknown}, index=index, metadata=metadata
+        )
 
     @classmethod
     def _create(
         cls,
         path: str | Path,
+        encoder: Mapping[str, Any],
         *,
-        dim: int,
-        fingerprint: str,
-        name: str = "",
-        revision: str | None = None,
-        probe: bytes | None = None,
         index: str,
         index_parameters: Mapping[str, int] | None = None,
         thumbnails: int | None = None,
@@ -134,15 +137,13 @@ class LocalMemory(Memory):
         if index not in ("auto", "exact", "hnsw"):
             raise OptionError(f"index must be 'auto', 'exact' or 'hnsw', got {index!r}")
         parameters = dict(index_parameters or {})
-        make_index("exact" if index == "exact" else "hnsw", dim, **parameters)  # refuses wrong parameters now
+        make_index(
+            "exact" if index == "exact" else "hnsw", encoder["dim"], **parameters
+        )  # refuses wrong parameters now
         if thumbnails is not None and thumbnails < 1:
             raise OptionError(f"thumbnails must be at least 1 pixel, or None, got {thumbnails}")
         settings = {
-            "dim": dim,
-            "encoder_name": name,
-            "encoder_fingerprint": fingerprint,
-            "encoder_revision": revision,
-            "encoder_probe": probe,
+            **encoder,
             "index": index,
             "index_parameters": json.dumps(parameters),
             "thumbnails": thumbnails,
@@ -177,7 +178,7 @@ class LocalMemory(Memory):
 
     def close(self) -> None:
         """Release the database; harmless when done twice."""
-        self._views = {}
+        self._reader.close()
         self._store.close()
 
     @property
@@ -219,23 +220,12 @@ class LocalMemory(Memory):
 
     def count(self, modality: Modality | None = None) -> int:
         """Number of entries."""
-        with self._store.snapshot():
-            revision = self.revision
-            if self._counts[0] != revision:
-                self._counts = (revision, self._store.counts())
-        counts = self._counts[1]
+        counts = self._reader.counts()
         return sum(counts.values()) if modality is None else counts.get(modality, 0)
 
     def category_names(self) -> Mapping[int, str]:
         """Names by category code."""
-        with self._store.snapshot():
-            revision = self.revision
-            if self._names[0] != revision:
-                self._names = (
-                    revision,
-                    dict(self._store.rows("SELECT id, name FROM categories WHERE name IS NOT NULL")),
-                )
-        return self._names[1]
+        return self._reader.names()
 
     def categories(self, modality: Modality | None = None) -> list[str]:
         """Names of the categories that have entries, in the order in which they came."""
@@ -356,6 +346,63 @@ class LocalMemory(Memory):
         with self._store.writing():
             return self._writer.merge(names, into)
 
+    # Upkeep -----------------------------------------------------------------------------------------------------
+
+    def verify(self, *, progress: Callable[[int], None] | None = None) -> tuple[Problem, ...]:
+        """Check every row, vector and index against its checksum and against the others; nothing found: all is well.
+
+        Args:
+            progress: Called with the number of bytes checked so far.
+        """
+        return tuple(verify(self._store, dim=self._dim, progress=progress))
+
+    def compact(self, *, progress: Callable[[int], None] | None = None) -> CompactReport:
+        """Make one segment of each modality, without what was removed, with a fresh index where one is worth it.
+
+        Published in one transaction: readers keep what they have opened, and see the new segments from their next
+        search on. Interrupted, nothing has changed.
+
+        Args:
+            progress: Called with the number of entries copied so far.
+        """
+        return compact(self._store, self._writer, progress=progress)
+
+    def reencode(
+        self,
+        encoder: Encoder,
+        *,
+        from_thumbnails: bool = False,
+        batch_size: int | None = None,
+        on_error: Callable[[str, InputError], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ReencodeReport:
+        """Give every entry a vector of another encoder, and bind the memory to it.
+
+        The old vectors serve until all new ones are there; then all change in one transaction. Interrupted, the same
+        call goes on where it was, having lost one batch at most. Entries whose image cannot be had are told, and the
+        memory then stays as it is: bring the images back, remove the entries, or encode from the thumbnails.
+
+        Args:
+            encoder: The new one.
+            from_thumbnails: Encode the stored thumbnails, where there are any, instead of the images; they are small.
+            batch_size: Entries in one forward pass; the encoder's own by default.
+            on_error: Called with the source of an entry whose image cannot be had.
+            progress: Called with the number of entries dealt with so far.
+        """
+        report = reencode(
+            self._store,
+            self._writer,
+            encoder,
+            from_thumbnails=from_thumbnails,
+            batch_size=batch_size,
+            on_error=on_error,
+            progress=progress,
+        )
+        if report.published:
+            self._read_settings()
+            self._bound = encoder
+        return report
+
     # Searching --------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -390,53 +437,7 @@ class LocalMemory(Memory):
         return Hits(similarities=similarities, ids=ids, categories=codes)
 
     def _view(self, modality: Modality) -> View:
-        """The current state, taken over from the last one where nothing changed."""
-        for attempt in range(3):
-            try:
-                with self._store.snapshot():
-                    revision = self.revision
-                    view = self._views.get(modality)
-                    if view is None or view.revision != revision:
-                        view = self._read_view(modality, revision, view)
-                        self._views[modality] = view
-                    return view
-            except FileNotFoundError as error:  # a writer merged segments between the query and the opening
-                if attempt == 2:
-                    raise MemoryCorruptError(
-                        f"{error.filename} is missing; restore the memory's folder from a copy"
-                    ) from error
-        raise AssertionError("unreachable")
-
-    def _read_view(self, modality: Modality, revision: int, before: View | None) -> View:
-        fingerprint = self._store.rows("SELECT value FROM meta WHERE key = 'encoder_fingerprint'")[0][0]
-        if fingerprint != self._fingerprint:
-            raise MemoryStoreError(
-                f"{self._store.folder} has been encoded anew, by another encoder ({fingerprint}), since it was opened; "
-                "open it again"
-            )
-        known = {} if before is None else before.segments
-        merged = dict(self._store.rows("SELECT id, merged_into FROM categories WHERE merged_into IS NOT NULL"))
-        segments = []
-        for files in self._store.segments(modality):
-            segment = known.get(files.key)
-            if segment is None:
-                removed = self._store.rows("SELECT row FROM removed WHERE segment = ?", (files.key[0],))
-                segment = files.open(self._dim, removed=[row for (row,) in removed], merged=merged)
-            segments.append(segment)
-        return View(segments, tail=self._tail(modality), revision=revision)
-
-    def _tail(self, modality: Modality) -> Segment | None:
-        found = self._store.rows(
-            "SELECT entry, category, vector FROM tail JOIN entries ON entries.id = tail.entry WHERE modality = ? "
-            "ORDER BY entry",
-            (modality,),
-        )
-        if not found:
-            return None
-        ids, codes = np.array([row[:2] for row in found], dtype=np.int64).T
-        vectors = unpack_vectors(b"".join(row[2] for row in found), self._dim)
-        index = ExactIndex(self._dim, vectors=vectors)
-        return Segment(key=(0, 0), vectors=vectors, ids=ids, categories=codes, live=len(ids), index=index)
+        return self._reader.view(modality)
 
     # What the base class and the writer ask for -----------------------------------------------------------------
 

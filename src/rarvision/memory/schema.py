@@ -15,7 +15,6 @@ TABLES: dict[str, tuple[str, ...]] = {
     "segments": (
         "id",
         "modality",
-        "state",
         "version",
         "rows",
         "live",
@@ -30,7 +29,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "entries": ("id", "category", "modality", "source", "content", "metadata", "segment", "row"),
     "tail": ("entry", "vector"),
     "removed": ("segment", "row"),
-    "drafts": ("entry", "segment", "row"),
+    "drafts": ("entry", "vector"),
     "thumbnails": ("content", "jpeg"),
 }
 """Each table's columns but its checksum, which is over them in this order; the first one or two name a row."""
@@ -42,11 +41,10 @@ _COLUMNS = {
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT UNIQUE,
         merged_into INTEGER REFERENCES categories (id)""",
-    # state: 'live', or 'draft' while all entries are being encoded anew; version grows when a live row goes or changes
+    # version grows when a live row goes or changes
     "segments": """
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         modality TEXT NOT NULL CHECK (modality IN ('image', 'text')),
-        state TEXT NOT NULL DEFAULT 'live' CHECK (state IN ('live', 'draft')),
         version INTEGER NOT NULL DEFAULT 0,
         rows INTEGER NOT NULL,
         live INTEGER NOT NULL,
@@ -70,10 +68,8 @@ _COLUMNS = {
         UNIQUE (content, category, modality)""",
     "tail": "entry INTEGER PRIMARY KEY REFERENCES entries (id) ON DELETE CASCADE, vector BLOB NOT NULL",
     "removed": "segment INTEGER NOT NULL REFERENCES segments (id) ON DELETE CASCADE, row INTEGER NOT NULL",
-    "drafts": """
-        entry INTEGER PRIMARY KEY REFERENCES entries (id) ON DELETE CASCADE,
-        segment INTEGER NOT NULL REFERENCES segments (id),
-        row INTEGER NOT NULL""",
+    # by another encoder, until all entries have one
+    "drafts": "entry INTEGER PRIMARY KEY REFERENCES entries (id) ON DELETE CASCADE, vector BLOB NOT NULL",
     "thumbnails": "content BLOB PRIMARY KEY, jpeg BLOB NOT NULL",
 }
 

@@ -37,7 +37,7 @@ from rarvision.errors import (
     MemoryStoreError,
 )
 from rarvision.index import Index
-from rarvision.memory.schema import SCHEMA, SCHEMA_VERSION, install_checksum
+from rarvision.memory.schema import SCHEMA, SCHEMA_VERSION, TABLES, install_checksum
 from rarvision.memory.sql import Conditions
 from rarvision.memory.view import SegmentFiles
 from rarvision.types import Modality
@@ -182,7 +182,9 @@ class Store:
             try:
                 yield
             finally:
-                self._db.execute("COMMIT")
+                with self._mapped():
+                    if self._db.in_transaction:
+                        self._db.execute("COMMIT")
 
     def select(self, columns: str, conditions: Conditions, *, thumbnails: bool = False) -> Iterator[Any]:
         """Rows of entries that meet the conditions, by ascending id."""
@@ -197,7 +199,7 @@ class Store:
     def segments(self, modality: Modality) -> list[SegmentFiles]:
         """What is known of the segments that are searched, oldest first."""
         columns = ("id", "version", "rows", "live", *_FILE_COLUMNS)
-        query = f"SELECT {', '.join(columns)} FROM segments WHERE modality = ? AND state = 'live' ORDER BY id"
+        query = f"SELECT {', '.join(columns)} FROM segments WHERE modality = ? ORDER BY id"
         found = []
         for row in self.rows(query, (modality,)):
             values = dict(zip(columns, row, strict=True))
@@ -218,7 +220,7 @@ class Store:
     def counts(self) -> dict[Modality, int]:
         """Entries of each modality."""
         counted = self.rows(
-            "SELECT modality, live FROM segments WHERE state = 'live' UNION ALL "
+            "SELECT modality, live FROM segments UNION ALL "
             "SELECT modality, 1 FROM tail JOIN entries ON entries.id = tail.entry"
         )
         found: Counter[Modality] = Counter()
@@ -231,12 +233,12 @@ class Store:
         (segments, indexed), (tail,), (thumbnails, thumbnail_bytes) = (
             self.rows(query)[0]
             for query in (
-                "SELECT COUNT(*), IFNULL(SUM(IIF(index_file IS NULL, 0, live)), 0) FROM segments WHERE state = 'live'",
+                "SELECT COUNT(*), IFNULL(SUM(IIF(index_file IS NULL, 0, live)), 0) FROM segments",
                 "SELECT COUNT(*) FROM tail",
                 "SELECT COUNT(*), COALESCE(SUM(LENGTH(jpeg)), 0) FROM thumbnails",
             )
         )
-        names = self.rows("SELECT file, rows_file, index_file FROM segments WHERE state = 'live'")
+        names = self.rows("SELECT file, rows_file, index_file FROM segments")
         vectors, indexes = (sum(_size(self.path(row[i])) for row in names if row[i]) for i in (0, 2))
         return {
             "segments": segments,
@@ -383,9 +385,15 @@ class Store:
         with contextlib.suppress(OSError):
             (self.folder / _HOLDER).write_text(json.dumps(holder), encoding="utf-8")
         if files := self._left_over():
-            size = sum(self.path(file).stat().st_size for file in files)
-            self.delete_files(files)
-            self._tell(f"deleted {len(files)} files ({size:,} bytes) that an interrupted writer left over")
+            size = f"{len(files)} files ({sum(self.path(file).stat().st_size for file in files):,} bytes)"
+            if self._knows_its_segments():
+                self.delete_files(files)
+                self._tell(f"deleted {size} that an interrupted writer left over")
+            else:
+                self._tell(
+                    f"kept {size} that the database does not mention, since its list of segments is damaged; "
+                    "run `rarvision memory verify`"
+                )
 
     def _tell(self, repair: str) -> None:
         self.repairs.append(repair)
@@ -404,6 +412,13 @@ class Store:
             return f"process {holder['pid']} (since {holder['since']})"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+    def _knows_its_segments(self) -> bool:
+        """Whether the list of segments is as it was written: only then may files be deleted that are not in it."""
+        if not any(name == "checksum" for _, name, *_ in self.rows("PRAGMA table_xinfo(segments)")):
+            return True  # of the first version, which has none
+        wrong = f"SELECT COUNT(*) FROM segments WHERE checksum <> row_checksum({', '.join(TABLES['segments'])})"
+        return int(self.rows(wrong)[0][0]) == 0
 
     def _left_over(self) -> list[str]:
         """Files that the database does not mention."""

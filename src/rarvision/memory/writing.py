@@ -27,7 +27,7 @@ from rarvision.memory.sql import Conditions, storable, to_json
 from rarvision.memory.store import Store, pack_vectors, unpack_vectors
 from rarvision.types import Modality
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "drop_segments", "insert_segment", "place"]
 
 _SEAL = 4_096  # rows of a tail that becomes a segment; as many added at once are one from the start
 _MERGE = 16  # that many segments without an index, of one order of magnitude, become one
@@ -41,7 +41,7 @@ class Writer:
     def __init__(self, store: Store, *, dim: int, make_index: Callable[[int], tuple[str, Index] | None]) -> None:
         """``make_index`` gives an empty index for so many rows, and its spec as JSON; None: none is worth it."""
         self._store = store
-        self._dim = dim
+        self.dim = dim
         self._make_index = make_index
 
     # Adding -----------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ class Writer:
         # Nobody else writes meanwhile, so the numbers are known before they are given.
         first, known, new = self._next_id("entries"), *self._codes(entries)
         if sealed:
-            file = self._store.write_vectors(modality, [vectors], rows=len(entries), dim=self._dim)
+            file = self._store.write_vectors(modality, [vectors], rows=len(entries), dim=self.dim)
             codes = np.array([known[entry.category] for entry in entries])
             table = self._store.write_rows(modality, np.arange(first, first + len(entries)), codes)
         with self._store.transaction() as database:
@@ -117,12 +117,12 @@ class Writer:
         if not found:
             return
         ids, codes = np.array([row[:2] for row in found], dtype=np.int64).T
-        vectors = unpack_vectors(b"".join(row[2] for row in found), self._dim)
-        file = self._store.write_vectors(modality, [vectors], rows=len(ids), dim=self._dim)
+        vectors = unpack_vectors(b"".join(row[2] for row in found), self.dim)
+        file = self._store.write_vectors(modality, [vectors], rows=len(ids), dim=self.dim)
         table = self._store.write_rows(modality, ids, codes)
         with self._store.transaction() as database:
             segment = insert_segment(database, modality, len(ids), (*file, *table))
-            _place(database, segment, ids)
+            place(database, segment, ids)
             database.execute("DELETE FROM tail WHERE entry IN (SELECT id FROM entries WHERE segment = ?)", (segment,))
 
     # Joining, indexing, compacting ------------------------------------------------------------------------------
@@ -131,8 +131,7 @@ class Writer:
         """Make one segment of the last 16 of the same order of magnitude, so that there are never many."""
         while True:
             last = self._store.rows(
-                "SELECT id, rows FROM segments WHERE modality = ? AND state = 'live' AND index_file IS NULL "
-                "ORDER BY id DESC LIMIT ?",
+                "SELECT id, rows FROM segments WHERE modality = ? AND index_file IS NULL ORDER BY id DESC LIMIT ?",
                 (modality, _MERGE),
             )
             if len(last) < _MERGE or _magnitude(max(rows for _, rows in last)) > _magnitude(last[0][1]):
@@ -142,7 +141,7 @@ class Writer:
     def index_new(self, modality: Modality) -> None:
         """Give the vectors that have no index one of their own, where they are many enough."""
         segments = self._store.rows(
-            "SELECT id, live, index_file IS NOT NULL FROM segments WHERE modality = ? AND state = 'live'", (modality,)
+            "SELECT id, live, index_file IS NOT NULL FROM segments WHERE modality = ?", (modality,)
         )
         bare = [(segment, live) for segment, live, indexed in segments if not indexed]
         tail, indexed = self._tail_rows(modality), sum(live for _, live, has in segments if has)
@@ -150,16 +149,14 @@ class Writer:
         if not rows or rows * _GROWTH < indexed or self._make_index(rows) is None:
             return
         self.seal(modality)
-        bare_now = self._store.rows(
-            "SELECT id FROM segments WHERE modality = ? AND state = 'live' AND index_file IS NULL", (modality,)
-        )
+        bare_now = self._store.rows("SELECT id FROM segments WHERE modality = ? AND index_file IS NULL", (modality,))
         self.rewrite(modality, [segment for (segment,) in bare_now], index=True)
 
     def compact(self, modality: Modality, progress: Callable[[int], None] | None = None) -> None:
         """Make one segment of everything, with a fresh index where one is worth it."""
         self.seal(modality)
         segments = self._store.rows(
-            "SELECT id, rows, live, index_file IS NOT NULL FROM segments WHERE modality = ? AND state = 'live'",
+            "SELECT id, rows, live, index_file IS NOT NULL FROM segments WHERE modality = ?",
             (modality,),
         )
         live = sum(row[2] for row in segments)
@@ -184,7 +181,6 @@ class Writer:
             f"SELECT id, category, segment, row FROM entries WHERE segment IN ({marks}) ORDER BY segment, row", old
         )
         ids, codes, places, rows = np.array(table, dtype=np.int64).reshape(-1, 4).T
-        made = self._make_index(len(ids)) if index else None
 
         def parts() -> Iterator[Float[np.ndarray, "n dim"]]:
             done = 0
@@ -198,18 +194,31 @@ class Writer:
                     if progress is not None:
                         progress(done)
 
-        file = self._store.write_vectors(modality, parts(), rows=len(ids), dim=self._dim)
-        rows_file = self._store.write_rows(modality, ids, codes)
-        index_file: tuple[str, ...] = ()
-        if made is not None:
-            spec, built = made
-            built.add(np.load(self._store.path(file[0]), mmap_mode="r", allow_pickle=False))
-            index_file = (spec, *self._store.write_index(modality, built))
+        files = self.write_segment(modality, parts(), ids, codes, index=index)
         with self._store.transaction() as database:
-            new = insert_segment(database, modality, len(ids), (*file, *rows_file, *index_file))
-            _place(database, new, ids)
+            new = insert_segment(database, modality, len(ids), files)
+            place(database, new, ids)
             dropped = drop_segments(database, old)
         self._store.delete_files(dropped)
+
+    def write_segment(
+        self,
+        modality: Modality,
+        parts: Iterable[Float[np.ndarray, "n dim"]],
+        ids: Int[np.ndarray, " n"],
+        codes: Int[np.ndarray, " n"],
+        *,
+        index: bool = True,
+    ) -> tuple[str, ...]:
+        """Write a segment's files durably, with an index where asked and worth it; what `insert_segment` takes."""
+        made = self._make_index(len(ids)) if index else None
+        file = self._store.write_vectors(modality, parts, rows=len(ids), dim=self.dim)
+        table = self._store.write_rows(modality, ids, codes)
+        if made is None:
+            return (*file, *table)
+        spec, built = made
+        built.add(np.load(self._store.path(file[0]), mmap_mode="r", allow_pickle=False))
+        return (*file, *table, spec, *self._store.write_index(modality, built))
 
     # Removing, renaming, merging --------------------------------------------------------------------------------
 
@@ -268,18 +277,16 @@ class Writer:
         return changed
 
 
-def insert_segment(
-    database: sqlite3.Connection, modality: Modality, rows: int, files: Sequence[str], *, state: str = "live"
-) -> int:
+def insert_segment(database: sqlite3.Connection, modality: Modality, rows: int, files: Sequence[str]) -> int:
     """Tell the database of a segment; its number.
 
     ``files``: names and checksums of vectors and row table, and perhaps spec, name and checksum of the index.
     """
     columns = ("file", "sha256", "rows_file", "rows_sha256", "index_spec", "index_file", "index_sha256")[: len(files)]
     inserted = database.execute(
-        f"INSERT INTO segments (modality, state, rows, live, {', '.join(columns)}) "
-        f"VALUES ({', '.join('?' * (4 + len(columns)))})",
-        (modality, state, rows, rows, *files),
+        f"INSERT INTO segments (modality, rows, live, {', '.join(columns)}) "
+        f"VALUES ({', '.join('?' * (3 + len(columns)))})",
+        (modality, rows, rows, *files),
     ).lastrowid
     return int(inserted or 0)
 
@@ -294,7 +301,7 @@ def drop_segments(database: sqlite3.Connection, segments: Sequence[int]) -> list
     return files
 
 
-def _place(database: sqlite3.Connection, segment: int, ids: Int[np.ndarray, " n"]) -> None:
+def place(database: sqlite3.Connection, segment: int, ids: Int[np.ndarray, " n"]) -> None:
     """Say that the segment's rows are these entries'."""
     database.executemany(
         "UPDATE entries SET segment = ?, row = ? WHERE id = ?",
@@ -335,7 +342,7 @@ def _delete_chosen(database: sqlite3.Connection) -> list[str]:
         "AND entries.id NOT IN (SELECT id FROM chosen))"
     )
     database.execute("DELETE FROM entries WHERE id IN (SELECT id FROM chosen)")
-    empty = [row for (row,) in database.execute("SELECT id FROM segments WHERE live = 0 AND state = 'live'")]
+    empty = [row for (row,) in database.execute("SELECT id FROM segments WHERE live = 0")]
     return drop_segments(database, empty)
 
 

@@ -1,0 +1,556 @@
+"""Verifying, compacting, encoding anew, renaming, merging, moving, migrating, filtering."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rarvision.errors import EncoderMismatchError, MemoryLockedError, MemoryStoreError, OptionError
+from rarvision.memory import LocalMemory, NewEntry, Where
+from rarvision.memory.schema import TABLES, row_checksum
+from rarvision.testing import FakeEncoder
+from rarvision.types import Sample
+
+ENCODER = FakeEncoder(dim=16)
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    monkeypatch.setattr("rarvision.memory.writing._SEAL", 8)
+    monkeypatch.setattr("rarvision.memory.writing._MERGE", 3)
+
+
+@pytest.fixture
+def memory(tmp_path):
+    with LocalMemory.create(tmp_path / "memory", encoder=ENCODER) as made:
+        yield made
+
+
+def unit(rows, dim=16, seed=0):
+    vectors = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def new_entries(numbers, *, categories=4, modality="image"):
+    return [
+        NewEntry(
+            category=f"class {i % categories}",
+            modality=modality,
+            source=f"{i}.png",
+            content=f"{modality} {i}".encode(),
+            metadata={"n": i, "even": i % 2 == 0, "kind": "ab"[i % 2], "none": None},
+            thumbnail=b"\xff\xd8 jpeg %d" % i,
+        )
+        for i in numbers
+    ]
+
+
+def picture(number):
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8))
+
+
+def filled(memory, n=40):
+    """A memory with sealed segments, a tail, removed rows and a merged category."""
+    vectors = unit(n + 9)
+    for start in range(0, n, 5):
+        memory.append(new_entries(range(start, start + 5)), vectors[start : start + 5])
+    memory.append(new_entries(range(9), modality="text"), vectors[n:])
+    memory.remove(ids=[2, 17])
+    memory.merge_categories(["class 3"], "class 1")
+    return vectors
+
+
+def state(memory):
+    """All that a memory holds, without the numbers of categories."""
+    entries = list(memory.entries())
+    ids = [entry.id for entry in entries]
+    return [
+        (entry.id, entry.category, entry.modality, entry.source, dict(entry.metadata), vector.tobytes(), record.content)
+        for entry, vector, record in zip(entries, memory.vectors(ids), memory.records(ids), strict=True)
+    ]
+
+
+# Verifying ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_sound_memory_has_no_problems_at_any_stage(memory):
+    assert memory.verify() == ()
+    filled(memory)
+    done = []
+    assert memory.verify(progress=done.append) == ()
+    assert done == sorted(done)
+    assert done[-1] > 0
+    memory.compact()
+    assert memory.verify() == ()
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_flipped_bit_anywhere_that_matters_is_found_and_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules["rarvision.memory.local"]._INDEX_FROM, "hnsw", 20)
+    with LocalMemory.create(tmp_path / "sound", encoder=ENCODER, index="hnsw") as memory:
+        filled(memory)
+        memory.append(new_entries(range(100, 103)), unit(3, seed=4))
+        assert memory.info().details["indexed"]
+        before = state(memory)
+    generator = random.Random(3)
+    kinds = set()
+    for path in sorted((tmp_path / "sound" / "segments").iterdir()):
+        for _ in range(4):
+            damaged = tmp_path / "damaged"
+            shutil.copytree(tmp_path / "sound", damaged)
+            flip(damaged / "segments" / path.name, generator)
+            with LocalMemory.open(damaged) as memory:
+                problems = memory.verify()
+            assert any(path.name in problem.where for problem in problems), path.name
+            shutil.rmtree(damaged)
+        kinds.add(path.suffixes[0])
+    assert kinds == {".npy", ".rows", ".hnsw"}
+    found = 0
+    for _ in range(60):
+        shutil.copytree(tmp_path / "sound", damaged)
+        flip(damaged / "memory.sqlite", generator)
+        try:
+            with LocalMemory.open(damaged) as memory:
+                problems = memory.verify()
+                found += bool(problems)
+                assert problems or state(memory) == before, "what is not found must not matter"
+        except MemoryStoreError:
+            found += 1
+        shutil.rmtree(damaged)
+    assert found > 8, "the rest fell on pages without content"
+
+
+def flip(path, generator):
+    data = bytearray(path.read_bytes())
+    data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("table", ["entries", "categories", "thumbnails", "tail", "meta", "segments", "removed"])
+@pytest.mark.usefixtures("small_steps")
+def test_a_row_that_was_tampered_with_is_named(memory, table):
+    filled(memory)
+    memory.append(new_entries(range(100, 103)), unit(3, seed=4))
+    memory.close()
+    files = {path.name for path in (memory.path / "segments").iterdir()}
+    database = sqlite3.connect(memory.path / "memory.sqlite")
+    database.create_function("row_checksum", -1, lambda *_: 0, deterministic=True)  # as if written by accident
+    change = {
+        "entries": "source = 'other.png'",
+        "categories": "name = 'other'",
+        "thumbnails": "jpeg = x'00'",
+        "tail": "vector = x'00'",
+        "meta": "value = 7",
+        "segments": "file = 'other.npy'",
+        "removed": "row = row + 0",
+    }[table]
+    database.execute(f"UPDATE {table} SET {change} WHERE rowid = (SELECT MAX(rowid) FROM {table})")
+    database.commit()
+    database.close()
+    with LocalMemory.open(memory.path) as again:
+        assert any(f"table {table}, row" in problem.where for problem in again.verify())
+        if table == "segments":  # the file that nobody seems to mention may be one that is needed
+            assert any("kept" in repair for repair in again.repairs)
+    assert {path.name for path in (memory.path / "segments").iterdir()} == files
+
+
+def test_every_table_is_covered_by_checksums(memory):
+    database = sqlite3.connect(memory.path / "memory.sqlite")
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    assert {name for name in tables if not name.startswith("sqlite_")} == set(TABLES)
+    for table, columns in TABLES.items():
+        present = [row[1] for row in database.execute(f"PRAGMA table_xinfo({table})")]
+        assert present == [*columns, "checksum"]
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(), st.binary()), min_size=1)
+)
+def test_a_checksum_tells_values_and_types_apart(values):
+    checksum = row_checksum(*values)
+    assert row_checksum(*values) == checksum
+    assert row_checksum(*values, None) != checksum
+    assert row_checksum(1) != row_checksum("1") != row_checksum(b"1") != row_checksum(1.0)
+
+
+# Compacting -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_compacting_keeps_everything_and_leaves_one_segment_of_each_modality(memory):
+    filled(memory)
+    before, queries = state(memory), unit(5, seed=9)
+    hits = memory.nearest(queries, 7)
+    done = []
+    report = memory.compact(progress=done.append)
+    assert (report.segments_after, report.entries, report.index) == (2, 47, "exact")
+    assert report.segments_before > 2
+    assert done[-1] <= 47
+    assert state(memory) == before
+    again = memory.nearest(queries, 7)
+    np.testing.assert_array_equal(again.ids, hits.ids)
+    np.testing.assert_allclose(again.similarities, hits.similarities, atol=1e-6)
+    assert memory.info().details["removed"] == 0
+    files = {path.name for path in (memory.path / "segments").iterdir()}
+    assert len(files) == 4
+    memory.compact()
+    assert {path.name for path in (memory.path / "segments").iterdir()} == files, "nothing to do, nothing done"
+
+
+READING = """
+import sys
+import numpy as np
+from rarvision.memory import LocalMemory
+queries = np.load(sys.argv[2])
+with LocalMemory.open(sys.argv[1]) as memory, memory.snapshot():
+    first = [memory.nearest(queries, 5).ids.tolist(), [e.source for e in memory.entries()], len(memory)]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    second = [memory.nearest(queries, 5).ids.tolist(), [e.source for e in memory.entries()], len(memory)]
+    assert first == second, "the state changed within a snapshot"
+    assert np.isfinite(memory.vectors([e.id for e in memory.entries()])).all()
+print("same", len(LocalMemory.open(sys.argv[1])), flush=True)
+"""
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_reader_keeps_its_snapshot_while_a_writer_adds_removes_and_compacts(memory, tmp_path):
+    filled(memory)
+    np.save(tmp_path / "queries.npy", unit(3, seed=5))
+    command = [sys.executable, "-c", READING, str(memory.path), str(tmp_path / "queries.npy")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout.readline() == "ready\n"
+        memory.append(new_entries(range(200, 230)), unit(30, seed=6))
+        memory.remove(category="class 0")
+        memory.compact()
+        memory.append(new_entries(range(300, 301)), unit(1, seed=7))
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        assert reader.stdout.readline() == f"same {len(memory)}\n"
+        assert reader.wait() == 0
+
+
+def test_nothing_is_written_within_a_snapshot(memory):
+    with memory.snapshot(), pytest.raises(MemoryStoreError, match="leave the snapshot"):
+        memory.append(new_entries(range(2)), unit(2))
+    assert memory.append(new_entries(range(2)), unit(2)).added == 2
+
+
+# Encoding anew --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A memory of images on disk and names."""
+    samples = []
+    for i in range(12):
+        path = tmp_path / "images" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture(i).save(path)
+        samples.append(Sample(source=str(path), image=path, label=f"class {i % 3}"))
+    with LocalMemory.create(tmp_path / "memory", encoder=ENCODER, thumbnails=64) as memory:
+        memory.add(samples)
+        memory.add_texts([f"class {i}" for i in range(3)], templates=["a {}.", "the {}."])
+        memory.remove(ids=[5])
+        yield memory
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_reencoding_gives_what_the_other_encoder_would_have_given(pictures, tmp_path):
+    other = FakeEncoder(dim=8, seed=3)
+    done = []
+    with LocalMemory.open(pictures.path) as reader:
+        report = pictures.reencode(other, batch_size=4, progress=done.append)
+        assert (report.encoded, report.failed, report.published) == (14, 0, True)
+        assert done[-1] == 14
+        with pytest.raises(MemoryStoreError, match="open it again"):
+            reader.nearest(unit(1), 1)
+    with LocalMemory.create(tmp_path / "fresh", encoder=other) as fresh:
+        fresh.add(
+            Sample(source=e.source, image=tmp_path / "images" / e.source.rpartition("/")[2], label=e.category)
+            for e in pictures.entries(modality="image")
+        )
+        fresh.add_texts([f"class {i}" for i in range(3)], templates=["a {}.", "the {}."])
+        ours, theirs = ([e.id for e in m.entries()] for m in (pictures, fresh))
+        np.testing.assert_allclose(pictures.vectors(ours), fresh.vectors(theirs), atol=1e-6)
+    assert pictures.verify() == ()
+    with LocalMemory.open(pictures.path) as again:
+        assert (again.dim, again.encoder_fingerprint) == (8, other.fingerprint)
+        with pytest.raises(EncoderMismatchError):
+            again.bind(ENCODER)
+        again.bind(other)
+        assert again.add_texts(["new"]).added == 1
+
+
+def test_reencoding_that_stops_goes_on_and_serves_the_old_one_meanwhile(pictures):
+    other, vectors = FakeEncoder(dim=8, seed=3), pictures.vectors([1, 2])
+    seen = []
+
+    def stop(count):
+        seen.append(count)
+        if count >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pictures.reencode(other, batch_size=4, progress=stop)
+    assert (pictures.dim, pictures.encoder_fingerprint) == (16, ENCODER.fingerprint)
+    np.testing.assert_array_equal(pictures.vectors([1, 2]), vectors)
+    encoded = []
+    real = FakeEncoder.encode_images
+    try:
+        FakeEncoder.encode_images = lambda self, images, **kw: encoded.append(len(images)) or real(self, images, **kw)
+        assert pictures.reencode(other, batch_size=4).published
+    finally:
+        FakeEncoder.encode_images = real
+    probe = encoded.pop(0)
+    assert probe > 4
+    assert sum(encoded) <= 11 - 8 + 4, "one batch at most is encoded again"
+    assert pictures.dim == 8
+
+
+def test_images_that_are_gone_keep_the_old_encoder_until_it_is_decided(pictures, tmp_path):
+    other = FakeEncoder(dim=8, seed=3)
+    (tmp_path / "images" / "3.png").unlink()
+    told = []
+    report = pictures.reencode(other, on_error=lambda source, _: told.append(source))
+    assert (report.failed, report.published) == (1, False)
+    assert told == [report.failures[0][0]]
+    assert told[0].endswith("3.png")
+    assert pictures.dim == 16
+    assert pictures.reencode(other, from_thumbnails=True).published
+    assert pictures.verify() == ()
+
+
+# Renaming, merging, moving, filtering -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_renaming_and_merging(memory):
+    filled(memory)
+    assert "class 3" not in memory.categories()
+    codes = {name: code for code, name in memory.category_names().items()}
+    ids, table = memory.table("image")
+    named = {e.id: e.category for e in memory.entries(modality="image")}
+    assert [named[i] for i in ids.tolist()] == [memory.category_names()[c] for c in table.tolist()]
+    assert memory.rename_category("class 0", "zero 'quoted'\n[x]") == len(
+        list(memory.entries(category="zero 'quoted'\n[x]"))
+    )
+    with pytest.raises(OptionError, match="merge"):
+        memory.rename_category("class 1", "class 2")
+    with pytest.raises(OptionError, match="did you mean 'class 1'"):
+        memory.rename_category("clas 1", "x")
+    assert memory.rename_category("class 2", "class 2") > 0
+    memory.append(new_entries(range(3, 4)), unit(1, seed=8))  # class 3 comes again, as another category
+    assert memory.category_names()[codes["class 1"]] == "class 1"
+    assert "class 3" in memory.categories()
+    assert memory.merge_categories(["class 3"], "class 1") == 0, "its only image is in class 1 already"
+    assert len(list(memory.entries(source="3.png", modality="image"))) == 1
+    assert memory.merge_categories(["class 1", "class 2"], "all") > 20
+    memory.close()
+    with LocalMemory.open(memory.path) as again:
+        assert again.categories() == ["zero 'quoted'\n[x]", "all"]
+        hits = again.nearest(unit(3, seed=2), 50)
+        assert {again.category_names()[c] for c in hits.categories.ravel().tolist() if c >= 0} == set(
+            again.categories()
+        )
+        assert again.verify() == ()
+        again.compact()
+        assert again.verify() == ()
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_moving_and_copying_carry_everything_along(memory, tmp_path):
+    filled(memory)
+    everything = {row[1:] for row in map(hashable, state(memory))}
+    with LocalMemory.create(tmp_path / "other", encoder=ENCODER) as other:
+        report = memory.copy_to(other, metadata={"even": True})
+        assert report.added == len(list(memory.entries(metadata={"even": True})))
+        assert memory.copy_to(other, metadata={"even": True}).skipped == report.added
+        done = []
+        memory.move_to(other, progress=done.append)
+        assert len(memory) == 0
+        assert {row[1:] for row in map(hashable, state(other))} == everything
+        assert other.thumbnail(1) is not None
+        assert memory.verify() == other.verify() == ()
+        with pytest.raises(OptionError, match="itself"):
+            other.move_to(other)
+    with (
+        LocalMemory.create(tmp_path / "foreign", encoder=FakeEncoder(dim=16, seed=5)) as foreign,
+        LocalMemory.open(other.path) as other,
+        pytest.raises(EncoderMismatchError),
+    ):
+        other.copy_to(foreign)
+
+
+def hashable(row):
+    return (*row[:4], repr(row[4]), *row[5:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    where=st.builds(
+        lambda categories, metadata: (categories, metadata),
+        st.one_of(st.none(), st.lists(st.sampled_from([f"class {i}" for i in range(5)]), max_size=3)),
+        st.dictionaries(
+            st.sampled_from(["n", "even", "kind", "none", "absent"]),
+            st.one_of(
+                st.sampled_from([1, 1.0, True, False, None, "a", 7]),
+                st.lists(st.one_of(st.integers(0, 40), st.sampled_from(["a", "b", True, None])), max_size=3),
+            ),
+            max_size=2,
+        ),
+    ),
+    k=st.integers(1, 60),
+)
+def test_filters_mean_the_same_as_leaving_entries_out(shared_memory, where, k):
+    memory, vectors = shared_memory
+    categories, metadata = where
+    query = Where(categories=categories, metadata=metadata)
+    entries = [
+        entry
+        for entry in memory.entries(modality="image")
+        if (categories is None or entry.category in categories) and query.meets(entry.metadata)
+    ]
+    assert [e.id for e in memory.entries(modality="image", metadata=metadata) if e in entries] == [
+        e.id for e in entries
+    ]
+    hits = memory.nearest(vectors[:4], k, modality="image", where=query)
+    scores = vectors[:4] @ memory.vectors([entry.id for entry in entries]).T
+    for row in range(4):
+        found = [i for i in hits.ids[row].tolist() if i >= 0]
+        assert set(found) <= {entry.id for entry in entries}
+        assert len(found) == min(k, len(entries))
+        np.testing.assert_allclose(
+            hits.similarities[row, : len(found)], np.sort(scores[row])[::-1][: len(found)], atol=1e-5
+        )
+
+
+@pytest.fixture(scope="module")
+def shared_memory(tmp_path_factory):
+    with LocalMemory.create(tmp_path_factory.mktemp("shared") / "memory", encoder=ENCODER) as memory:
+        vectors = filled(memory)
+        yield memory, vectors
+
+
+@pytest.mark.parametrize("wrong", [{"n": [1, {"a": 2}]}, {"n": float("nan")}, {1: 2}, {"n": {"from": 3}}], ids=repr)
+def test_conditions_that_cannot_be_asked_are_refused(memory, wrong):
+    with pytest.raises(OptionError, match="metadata conditions"):
+        list(memory.entries(metadata=wrong))
+    with pytest.raises(OptionError, match="sequence of names"):
+        Where(categories="birds")
+
+
+# Migrating ------------------------------------------------------------------------------------------------------
+
+SCHEMA_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value);
+CREATE TABLE categories (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE segments (id INTEGER PRIMARY KEY AUTOINCREMENT, modality TEXT NOT NULL, file TEXT NOT NULL UNIQUE,
+    sha256 TEXT NOT NULL, rows INTEGER NOT NULL, live INTEGER NOT NULL, index_kind TEXT, index_file TEXT,
+    index_sha256 TEXT);
+CREATE TABLE entries (id INTEGER PRIMARY KEY AUTOINCREMENT, category INTEGER NOT NULL REFERENCES categories (id),
+    modality TEXT NOT NULL, source TEXT NOT NULL, content BLOB NOT NULL, metadata TEXT NOT NULL,
+    segment INTEGER NOT NULL REFERENCES segments (id), row INTEGER NOT NULL, UNIQUE (content, category, modality));
+CREATE INDEX entries_by_segment ON entries (segment, row);
+CREATE INDEX entries_by_category ON entries (category, modality);
+CREATE INDEX entries_by_source ON entries (source);
+CREATE TABLE thumbnails (content BLOB PRIMARY KEY, jpeg BLOB NOT NULL);
+PRAGMA user_version = 1;
+"""
+
+
+@pytest.fixture
+def old_memory(memory):
+    """The same folder as the first version wrote it."""
+    filled(memory)
+    memory.compact()
+    memory.remove(ids=[4])
+    expected = state(memory)
+    memory.close()
+    path = memory.path / "memory.sqlite"
+    new = sqlite3.connect(path)
+    tables = {
+        "meta": "key, value",
+        "categories": "id, name",
+        "segments": "id, modality, file, sha256, rows, live, NULL, index_file, index_sha256",
+        "entries": "id, category, modality, source, content, metadata, segment, row",
+        "thumbnails": "content, jpeg",
+    }
+    rows = {table: new.execute(f"SELECT {columns} FROM {table}").fetchall() for table, columns in tables.items()}
+    rows["categories"] = [row for row in rows["categories"] if row[1] is not None]
+    new.close()
+    path.unlink()
+    for file in (memory.path / "segments").glob("*.rows.npy"):
+        file.unlink()
+    old = sqlite3.connect(path)
+    old.execute("PRAGMA journal_mode = WAL")
+    old.executescript(SCHEMA_1)
+    for table, values in rows.items():
+        old.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values[0]))})", values)
+    old.commit()
+    old.close()
+    return memory.path, expected
+
+
+def test_a_memory_of_the_first_version_is_brought_up_to_date(old_memory):
+    path, expected = old_memory
+    with LocalMemory.open(path) as memory:
+        assert any("schema 1" in repair for repair in memory.repairs)
+        assert state(memory) == expected
+        assert memory.verify() == ()
+        last = max(entry.id for entry in memory.entries())
+        memory.append(new_entries(range(500, 501)), unit(1, seed=4))
+        assert max(entry.id for entry in memory.entries()) > last
+    with LocalMemory.open(path) as memory:
+        assert memory.repairs == ()
+
+
+def test_a_migration_that_fails_leaves_the_old_memory_whole(old_memory, monkeypatch):
+    path, expected = old_memory
+    with monkeypatch.context() as patch:
+        patch.setattr("rarvision.memory.migrating.SCHEMA_VERSION", "not a number")
+        with pytest.raises(MemoryStoreError):
+            LocalMemory.open(path)
+    with LocalMemory.open(path) as memory:
+        assert state(memory) == expected
+
+
+# Repairing ------------------------------------------------------------------------------------------------------
+
+
+def test_opening_says_what_an_interrupted_writer_left(memory, caplog):
+    filled(memory)
+    memory.close()
+    (memory.path / "segments" / ".image-0.npy").write_bytes(b"half")
+    (memory.path / "segments" / "image-1.npy").write_bytes(b"whole, but not told of")
+    (memory.path / "writer.json").write_text('{"pid": 123456, "since": "2026-01-01T00:00:00+00:00"}')
+    with LocalMemory.open(memory.path) as again:
+        assert any("process 123456" in repair for repair in again.repairs)
+        assert any("deleted 2 files (26 bytes)" in repair for repair in again.repairs)
+        assert str(memory.path) in caplog.text
+        assert again.verify() == ()
+    with LocalMemory.open(memory.path) as again:
+        assert again.repairs == ()
+
+
+def test_what_another_process_is_writing_is_not_repaired(memory):
+    memory.append(new_entries(range(3)), unit(3))
+    with memory._writing():
+        unfinished = memory.path / "segments" / ".image-0.npy"
+        unfinished.write_bytes(b"half")
+        with LocalMemory.open(memory.path) as other:
+            assert other.repairs == ()
+            assert len(other) == 3
+        assert unfinished.exists()
+        with LocalMemory.open(memory.path, lock_timeout_s=0.1) as other, pytest.raises(MemoryLockedError):
+            other.compact()
