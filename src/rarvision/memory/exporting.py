@@ -98,12 +98,15 @@ def _write_labels(
 ) -> None:
     """Write the two text files, and make sure that reading them gives back what went in."""
     names = memory.categories("image")
-    _write_lines(names_file, names, what="category")
+    for name in names:
+        _check_line(name, "the category")
+    _write_lines(names_file, names)
     known = memory.category_names()
     number_of = {name: number for number, name in enumerate(names)}
     numbers = [number_of[known[code]] for code in codes.tolist()]
     expected, lines, taken = [], [], set(names)
     for entry, number in zip(memory.entries(modality="image"), numbers, strict=True):
+        _check_line(entry.source, f"entry {entry.id}: the source")
         line = next(
             (
                 line
@@ -119,7 +122,7 @@ def _write_labels(
             )
         lines.append(line)
         expected.append((entry.source, names[number]))
-    _write_lines(labels_file, lines, what="source")
+    _write_lines(labels_file, lines)
     for entry_id, wanted, got in zip(
         ids.tolist(), expected, read_labels(labels_file, classnames=names_file), strict=True
     ):
@@ -130,13 +133,15 @@ def _write_labels(
             )
 
 
-def _write_lines(path: Path, lines: Sequence[str], *, what: str) -> None:
-    for number, line in enumerate(lines):
-        if "\n" in line or "\r" in line or line.startswith("\ufeff"):
-            raise DatasetError(
-                f"the {what} {line!r} (number {number}) holds a line break or a byte order mark, which a line of text "
-                "cannot; rename it, or export Parquet instead, which holds any"
-            )
+def _check_line(text: str, what: str) -> None:
+    if "\n" in text or "\r" in text or text.startswith("\ufeff"):
+        raise DatasetError(
+            f"{what} {text!r} holds a line break or begins with a byte order mark, which a line of a text file cannot; "
+            "change it, or export Parquet instead, which holds any"
+        )
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="")
 
 
