@@ -63,7 +63,7 @@ def prepare():
     from rarvision.memory import local, writing
 
     writing._SEAL, writing._MERGE = 16, 3
-    local._INDEX_FROM["hnsw"] = 40
+    local._INDEX_FROM = 40
 
 
 def apply(memory, number):
