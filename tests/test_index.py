@@ -58,8 +58,9 @@ def test_top_k_puts_minus_infinity_last():
 
 
 def test_ties_go_to_the_lower_row_also_across_blocks(monkeypatch):
-    monkeypatch.setattr("rarvision.index._ROW_BLOCK", 7)
-    monkeypatch.setattr("rarvision.index._QUERY_BLOCK", 2)
+    monkeypatch.setattr("rarvision.index.blocks._FIRST", 3)
+    monkeypatch.setattr("rarvision.index.blocks._ROWS", 7)
+    monkeypatch.setattr("rarvision.index.blocks._QUERIES", 2)
     vectors = np.eye(4, dtype=np.float32)[np.random.default_rng(1).integers(0, 4, 50)]
     queries = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]
     index = ExactIndex(4)
@@ -69,7 +70,8 @@ def test_ties_go_to_the_lower_row_also_across_blocks(monkeypatch):
 
 
 def test_exact_equals_naive_across_blocks(monkeypatch):
-    monkeypatch.setattr("rarvision.index._ROW_BLOCK", 64)
+    monkeypatch.setattr("rarvision.index.blocks._FIRST", 16)
+    monkeypatch.setattr("rarvision.index.blocks._ROWS", 64)
     vectors, queries = unit(300), unit(9, seed=1)
     index = ExactIndex(16)
     index.add(vectors[:100])
@@ -121,7 +123,7 @@ def test_an_index_of_another_type_is_refused(tmp_path):
 
 
 def test_options_are_checked():
-    with pytest.raises(OptionError, match="exact, hnsw"):
+    with pytest.raises(OptionError, match="exact, hnsw, rescored"):
         make_index("annoy", 4)
     with pytest.raises(OptionError, match="ef_construction"):
         make_index("hnsw", 4, links=3)

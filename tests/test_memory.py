@@ -73,7 +73,7 @@ def test_contract(tmp_path, options, tiny_steps, monkeypatch):
     if tiny_steps:
         monkeypatch.setattr("rarvision.memory.writing._SEAL", 4)
         monkeypatch.setattr("rarvision.memory.writing._MERGE", 2)
-        monkeypatch.setitem(__import__("rarvision.memory.local").memory.local._INDEX_FROM, "hnsw", 8)
+        monkeypatch.setattr("rarvision.memory.local._INDEX_FROM", 8)
         FakeEncoder.batch_size = property(lambda _: 3)
     made = []
 
@@ -123,7 +123,7 @@ def test_ties_go_to_the_older_entry(memory):
 
 
 def test_a_large_memory_gets_an_index_that_agrees_with_exact_search(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules["rarvision.memory.local"]._INDEX_FROM, "auto", 1_000)
+    monkeypatch.setattr("rarvision.index.spec.EXACT_UP_TO", 1_000)
     vectors, queries = unit(2_600), unit(30, seed=1)
     kinds = {}
     for kind in ("auto", "exact", "hnsw"):

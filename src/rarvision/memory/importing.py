@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -32,7 +31,7 @@ def import_faiss(
     *,
     classnames: str | Path | None = None,
     encoder: Encoder | None = None,
-    index_kind: Literal["auto", "exact", "hnsw"] = "auto",
+    index_kind: str = "auto",
 ) -> LocalMemory:
     """Make a memory of a faiss index and its label file.
 

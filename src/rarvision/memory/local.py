@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self, cast, final
+from typing import Any, Self, cast, final
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.encoders import Encoder
 from rarvision.errors import InputError, MemoryCorruptError, OptionError
-from rarvision.index import Index, make_index
+from rarvision.index import IndexSpec, Tuning, choose_index, make_index, tune
 from rarvision.memory.base import Memory
 from rarvision.memory.reading import Reader
 from rarvision.memory.records import Hits, MemoryInfo, NewEntry, Where
@@ -27,7 +27,7 @@ from rarvision.types import Entry, Modality
 
 __all__ = ["LocalMemory"]
 
-_INDEX_FROM = {"auto": 20_000, "hnsw": 1_000}  # rows without an index that are worth building one for
+_INDEX_FROM = 1_000  # rows that an index which somebody chose is built for
 _MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
@@ -46,7 +46,7 @@ class LocalMemory(Memory):
         except BaseException:
             store.close()
             raise
-        self._writer = Writer(store, dim=self._dim, make_index=self._fresh_index)
+        self._writer = Writer(store, dim=self._dim, index_for=self._index_for)
 
     def _read_settings(self) -> None:
         meta = self._store.meta()
@@ -56,8 +56,8 @@ class LocalMemory(Memory):
             self._name = str(meta["encoder_name"])
             self._encoder_rev = cast("str | None", meta["encoder_revision"])
             self._probe = cast("bytes | None", meta["encoder_probe"])
-            self._index_kind = str(meta["index"])
-            self._index_parameters: dict[str, int] = json.loads(meta["index_parameters"])
+            chosen = str(meta["index"])
+            self._index = None if chosen == "auto" else IndexSpec.from_json(json.loads(chosen))
             self._thumbnails = cast("int | None", meta["thumbnails"])
             self._metadata: dict[str, Any] = json.loads(meta["metadata"])
         except (KeyError, ValueError) as error:
@@ -74,8 +74,8 @@ class LocalMemory(Memory):
         path: str | Path,
         *,
         encoder: Encoder,
-        index: Literal["auto", "exact", "hnsw"] = "auto",
-        index_parameters: Mapping[str, int] | None = None,
+        index: str | IndexSpec = "auto",
+        index_parameters: Mapping[str, int | str] | None = None,
         thumbnails: int | None = 96,
         metadata: Mapping[str, Any] | None = None,
         lock_timeout_s: float = 5.0,
@@ -85,8 +85,9 @@ class LocalMemory(Memory):
         Args:
             path: A folder that does not exist yet, or is empty.
             encoder: The memory is bound to it.
-            index: ``exact``; ``hnsw``; ``auto``: exact up to 20,000 vectors, HNSW for what grows beyond.
-            index_parameters: Those of `rarvision.index.HNSWIndex`.
+            index: ``exact``, ``hnsw``, ``rescored``, a faiss factory string, or a spec; ``auto`` chooses by size, see
+                `rarvision.index.choose_index`.
+            index_parameters: Those of the index's constructor.
             thumbnails: Longest side of the stored JPEG thumbnails, pixels; None to store none.
             metadata: JSON values, kept with the memory.
             lock_timeout_s: How long to wait for another process that writes.
@@ -113,7 +114,7 @@ class LocalMemory(Memory):
         *,
         dim: int,
         fingerprint: str,
-        index: Literal["auto", "exact", "hnsw"] = "auto",
+        index: str | IndexSpec = "auto",
         metadata: Mapping[str, Any] | None = None,
     ) -> LocalMemory:
         """Make an empty memory for vectors whose encoder is not at hand; it can be searched by vectors only."""
@@ -128,24 +129,18 @@ class LocalMemory(Memory):
         path: str | Path,
         encoder: Mapping[str, Any],
         *,
-        index: str,
-        index_parameters: Mapping[str, int] | None = None,
+        index: str | IndexSpec,
+        index_parameters: Mapping[str, int | str] | None = None,
         thumbnails: int | None = None,
         metadata: Mapping[str, Any] | None = None,
         lock_timeout_s: float = 5.0,
     ) -> LocalMemory:
-        if index not in ("auto", "exact", "hnsw"):
-            raise OptionError(f"index must be 'auto', 'exact' or 'hnsw', got {index!r}")
-        parameters = dict(index_parameters or {})
-        make_index(
-            "exact" if index == "exact" else "hnsw", encoder["dim"], **parameters
-        )  # refuses wrong parameters now
+        chosen = _index_setting(index, index_parameters, encoder["dim"])
         if thumbnails is not None and thumbnails < 1:
             raise OptionError(f"thumbnails must be at least 1 pixel, or None, got {thumbnails}")
         settings = {
             **encoder,
-            "index": index,
-            "index_parameters": json.dumps(parameters),
+            "index": chosen,
             "thumbnails": thumbnails,
             "metadata": to_json(metadata or {}),
         }
@@ -252,7 +247,7 @@ class LocalMemory(Memory):
             images=images,
             texts=texts,
             categories=categories,
-            index=self._index_kind,
+            index="auto" if self._index is None else str(self._index),
             thumbnails=facts.pop("thumbnails"),
             bytes=self._store.size_bytes(),
             details={**facts, "thumbnail_size": self._thumbnails},
@@ -367,6 +362,42 @@ class LocalMemory(Memory):
         """
         return compact(self._store, self._writer, progress=progress)
 
+    def set_index(self, index: str | IndexSpec, parameters: Mapping[str, int | str] | None = None) -> None:
+        """Choose the index of what is added from now on; `compact` gives it to everything.
+
+        Args:
+            index: As in `create`.
+            parameters: Those of its constructor.
+        """
+        chosen = _index_setting(index, parameters, self._dim)
+        with self._store.writing(), self._store.transaction() as database:
+            database.execute("UPDATE meta SET value = ? WHERE key = 'index'", (chosen,))
+        self._read_settings()
+
+    def tune_index(
+        self,
+        *,
+        recall: float = 0.99,
+        k: int = 5,
+        modality: Modality = "image",
+        threads: int | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Tuning:
+        """Measure on the memory's own vectors which index is the fastest that finds enough; `set_index` takes it.
+
+        Args:
+            recall: Share of the true k nearest that must be found.
+            k: Neighbours.
+            modality: Whose vectors.
+            threads: Of the search library while measuring; None leaves them.
+            progress: Told a line before each step that takes long.
+
+        Raises:
+            OptionError: A recall outside 0 to 1, or fewer than 2 vectors.
+        """
+        ids, _ = self.table(modality)
+        return tune(self.vectors(ids), recall=recall, k=k, threads=threads, progress=progress)
+
     def reencode(
         self,
         encoder: Encoder,
@@ -441,11 +472,10 @@ class LocalMemory(Memory):
 
     # What the base class and the writer ask for -----------------------------------------------------------------
 
-    def _fresh_index(self, rows: int) -> tuple[str, Index] | None:
-        if self._index_kind == "exact" or rows < _INDEX_FROM[self._index_kind]:
-            return None
-        spec = json.dumps({"kind": "hnsw", "parameters": self._index_parameters})
-        return spec, make_index("hnsw", self._dim, **self._index_parameters)
+    def _index_for(self, rows: int) -> IndexSpec:
+        if self._index is None:
+            return choose_index(rows, self._dim)[0]
+        return self._index if rows >= _INDEX_FROM else IndexSpec(kind="exact")
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -481,3 +511,16 @@ class LocalMemory(Memory):
     @property
     def _thumbnail_size(self) -> int | None:
         return self._thumbnails
+
+
+def _index_setting(index: str | IndexSpec, parameters: Mapping[str, int | str] | None, dim: int) -> str:
+    """What the settings keep; raises `OptionError` for an index that cannot be made."""
+    if index == "auto":
+        if parameters:
+            raise OptionError("index_parameters go with an index of your choice; 'auto' has its own")
+        return "auto"
+    if isinstance(index, IndexSpec):
+        made = IndexSpec(kind=index.kind, parameters={**index.parameters, **(parameters or {})}).make(dim)
+    else:
+        made = make_index(index, dim, **(parameters or {}))
+    return json.dumps(made.spec.to_json())

@@ -30,6 +30,8 @@ def migrate(store: Store) -> None:
     }
     parameters = json.loads(store.meta()["index_parameters"])
     spec = json.dumps({"kind": "hnsw", "parameters": parameters})
+    kind = store.meta()["index"]
+    chosen = {"auto": "auto", "hnsw": spec}.get(kind, json.dumps({"kind": kind, "parameters": {}}))
     with store.transaction() as database:
         for name in ("entries_by_segment", "entries_by_category", "entries_by_source"):
             database.execute(f"DROP INDEX {name}")
@@ -39,6 +41,8 @@ def migrate(store: Store) -> None:
             if statement.strip():
                 database.execute(statement)
         database.execute("INSERT INTO meta (key, value) SELECT key, value FROM old_meta")
+        database.execute("DELETE FROM meta WHERE key = 'index_parameters'")
+        database.execute("UPDATE meta SET value = ? WHERE key = 'index'", (chosen,))
         database.execute("INSERT INTO categories (id, name) SELECT id, name FROM old_categories")
         for segment, (rows_file, digest) in tables.items():
             database.execute(

@@ -437,7 +437,9 @@ class Store:
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise MemoryLockedError(f"{self.folder} is being written by {self._holder()}: {error}") from error
-            raise MemoryStoreError(f"{self.folder}: {error}") from error
+            full = "full" in str(error) or "disk I/O" in str(error)
+            advice = "; nothing of this step was stored. Free some space and run the same command again" if full else ""
+            raise MemoryStoreError(f"{self.folder}: {error}{advice}") from error
         except sqlite3.IntegrityError as error:
             raise MemoryStoreError(f"{self.folder}: {error}") from error
         except sqlite3.DatabaseError as error:

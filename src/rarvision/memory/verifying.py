@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rarvision.errors import MemoryCorruptError, MemoryStoreError
-from rarvision.index import HNSWIndex
+from rarvision.index import load_index
 from rarvision.memory.schema import TABLES, row_checksum
 from rarvision.memory.store import DATABASE, Store
 from rarvision.memory.view import SegmentFiles, replaced
@@ -187,7 +187,7 @@ def _membership(
         yield Problem(where=where, what="its entries have other categories than the database says")
     if files.index is not None:
         try:
-            rows_indexed = len(HNSWIndex.load(files.index))
+            rows_indexed = len(load_index(files.index))
         except MemoryCorruptError as error:
             yield Problem(where=f"segments/{files.index.name}", what=str(error), advice="run `memory compact`")
         else:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rarvision.errors import MemoryCorruptError
-from rarvision.index import ExactIndex, HNSWIndex, Index
+from rarvision.index import ExactIndex, Index, load_index
 
 __all__ = ["Segment", "SegmentFiles", "View", "replaced"]
 
@@ -90,7 +90,7 @@ class SegmentFiles:
         else:
             if not self.index.exists():
                 raise FileNotFoundError(errno.ENOENT, "the segment's index is missing", str(self.index))
-            index = HNSWIndex.load(self.index)
+            index = load_index(self.index, verify=False)  # `verify` reads all of it
             if len(index) != self.rows:
                 raise MemoryCorruptError(f"{self.index}: the index has {len(index)} rows, its segment {self.rows}")
         return Segment(

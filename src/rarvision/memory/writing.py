@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.errors import OptionError
-from rarvision.index import Index
+from rarvision.index import IndexSpec
 from rarvision.memory.adding import check_category
 from rarvision.memory.records import NewEntry
 from rarvision.memory.sql import Conditions, storable, to_json
@@ -38,11 +39,11 @@ _GROWTH = 8  # new rows get an index of their own when they are this part of the
 class Writer:
     """Changes of one folder. Callers hold `Store.writing`, but for the methods that say they take it themselves."""
 
-    def __init__(self, store: Store, *, dim: int, make_index: Callable[[int], tuple[str, Index] | None]) -> None:
-        """``make_index`` gives an empty index for so many rows, and its spec as JSON; None: none is worth it."""
+    def __init__(self, store: Store, *, dim: int, index_for: Callable[[int], IndexSpec]) -> None:
+        """``index_for`` says which index so many rows are worth; ``exact`` is none but the vectors themselves."""
         self._store = store
         self.dim = dim
-        self._make_index = make_index
+        self._index_for = index_for
 
     # Adding -----------------------------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class Writer:
         bare = [(segment, live) for segment, live, indexed in segments if not indexed]
         tail, indexed = self._tail_rows(modality), sum(live for _, live, has in segments if has)
         rows = tail + sum(live for _, live in bare)
-        if not rows or rows * _GROWTH < indexed or self._make_index(rows) is None:
+        if not rows or rows * _GROWTH < indexed or self._index_for(rows).kind == "exact":
             return
         self.seal(modality)
         bare_now = self._store.rows("SELECT id FROM segments WHERE modality = ? AND index_file IS NULL", (modality,))
@@ -156,15 +157,16 @@ class Writer:
         """Make one segment of everything, with a fresh index where one is worth it."""
         self.seal(modality)
         segments = self._store.rows(
-            "SELECT id, rows, live, index_file IS NOT NULL FROM segments WHERE modality = ?",
+            "SELECT id, rows, live, index_spec FROM segments WHERE modality = ?",
             (modality,),
         )
         live = sum(row[2] for row in segments)
-        wanted = self._make_index(live) is not None
-        if len(segments) == 1 and segments[0][1] == live and bool(segments[0][3]) == wanted:
+        wanted = self._index_for(live)
+        spec = None if wanted.kind == "exact" else json.dumps(wanted.to_json())
+        if len(segments) == 1 and segments[0][1:] == (live, live, spec):
             return
         if segments:
-            self.rewrite(modality, [row[0] for row in segments], index=wanted, progress=progress)
+            self.rewrite(modality, [row[0] for row in segments], index=spec is not None, progress=progress)
 
     def rewrite(
         self,
@@ -211,14 +213,14 @@ class Writer:
         index: bool = True,
     ) -> tuple[str, ...]:
         """Write a segment's files durably, with an index where asked and worth it; what `insert_segment` takes."""
-        made = self._make_index(len(ids)) if index else None
         file = self._store.write_vectors(modality, parts, rows=len(ids), dim=self.dim)
         table = self._store.write_rows(modality, ids, codes)
-        if made is None:
+        wanted = self._index_for(len(ids))
+        if not index or wanted.kind == "exact":
             return (*file, *table)
-        spec, built = made
+        built = wanted.make(self.dim)
         built.add(np.load(self._store.path(file[0]), mmap_mode="r", allow_pickle=False))
-        return (*file, *table, spec, *self._store.write_index(modality, built))
+        return (*file, *table, json.dumps(wanted.to_json()), *self._store.write_index(modality, built))
 
     # Removing, renaming, merging --------------------------------------------------------------------------------
 

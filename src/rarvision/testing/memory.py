@@ -21,13 +21,16 @@ from rarvision.types import Sample
 __all__ = ["check_index", "check_memory"]
 
 
-def check_index(make: Callable[[int], Index], *, rows: int = 1_500, recall: float = 0.95) -> None:
+def check_index(
+    make: Callable[[int], Index], *, rows: int = 1_500, recall: float = 0.95, tolerance: float = 1e-5
+) -> None:
     """Assert what every index promises, against a plain NumPy search.
 
     Args:
         make: Gives an empty index of so many dimensions.
         rows: How many vectors are tried.
         recall: Least share of the true 10 nearest that must be found.
+        tolerance: Largest error of a similarity.
     """
     generator = np.random.default_rng(7)
     vectors, queries = _unit(generator, rows, 24), _unit(generator, 40, 24)
@@ -42,9 +45,9 @@ def check_index(make: Callable[[int], Index], *, rows: int = 1_500, recall: floa
     index.add(vectors[1:])
     assert len(index) == rows
 
-    _check_search(index, vectors, queries, recall, np.ones(rows, dtype=bool))
+    _check_search(index, vectors, queries, recall, np.ones(rows, dtype=bool), tolerance=tolerance)
     for share in (0.9, 0.3, 0.01):
-        _check_search(index, vectors, queries, recall, generator.random(rows) < share)
+        _check_search(index, vectors, queries, recall, generator.random(rows) < share, tolerance=tolerance)
     everything = index.search(queries[:2], rows + 5)[1]
     assert (np.sort(everything[:, :rows], axis=1) == np.arange(rows)).all(), "k above the rows must give every row"
     assert (everything[:, rows:] == -1).all()
@@ -62,6 +65,8 @@ def _check_search(
     queries: Float[np.ndarray, "n dim"],
     recall: float,
     allowed: Bool[np.ndarray, " rows"],
+    *,
+    tolerance: float,
 ) -> None:
     k = min(10, int(allowed.sum()))
     similarities, found = index.search(queries, k, allowed=allowed)
@@ -71,7 +76,7 @@ def _check_search(
     assert hits >= recall, f"recall@{k} is {hits:.3f}, expected at least {recall}"
     assert allowed[found].all(), "a row was returned that was not allowed"
     assert (np.diff(similarities, axis=1) <= 0).all(), "similarities must descend"
-    np.testing.assert_allclose(similarities, np.take_along_axis(scores, found, axis=1), atol=1e-5)
+    np.testing.assert_allclose(similarities, np.take_along_axis(scores, found, axis=1), atol=tolerance)
 
 
 def check_memory(make: Callable[[Encoder], Memory], reopen: Callable[[Memory], Memory] | None = None) -> None:
