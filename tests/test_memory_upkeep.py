@@ -487,6 +487,7 @@ def old_memory(memory):
         "thumbnails": "content, jpeg",
     }
     rows = {table: new.execute(f"SELECT {columns} FROM {table}").fetchall() for table, columns in tables.items()}
+    rows["meta"].append(("index_parameters", "{}"))
     rows["categories"] = [row for row in rows["categories"] if row[1] is not None]
     new.close()
     path.unlink()
