@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,26 +12,25 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.encoders import Encoder
-from rarvision.errors import MemoryCorruptError, MemoryExistsError, MemoryNotFoundError, MemoryStoreError, OptionError
+from rarvision.errors import MemoryNotFoundError, OptionError
 from rarvision.memory.adding import check_category
 from rarvision.memory.base import Memory
-from rarvision.memory.milvus_server import MAX_RESULTS, IndexName, Server, credentials, parts
+from rarvision.memory.milvus_search import filled, nearest, stored_vectors, unknown_id
+from rarvision.memory.milvus_server import IndexName, Server, credentials, parts
+from rarvision.memory.milvus_settings import (
+    INDEXES,
+    SCHEMA,
+    check_name,
+    clear_unfinished,
+    read_settings,
+    split_parameters,
+)
 from rarvision.memory.milvus_store import MODALITIES, MilvusStore, condition_of
 from rarvision.memory.records import Hits, MemoryInfo, NewEntry, Where
 from rarvision.memory.sql import to_json
 from rarvision.types import Entry, Modality
 
 __all__ = ["MilvusMemory"]
-
-SCHEMA = 1
-_INDEXES = {"exact": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT"}
-_BUILT_WITH: Mapping[str, Mapping[str, int]] = {
-    "exact": {},
-    "hnsw": {"M": 32, "efConstruction": 200},
-    "ivf": {"nlist": 1_024},
-}
-_ASKED_WITH = {"exact": (), "hnsw": ("ef",), "ivf": ("nprobe",)}
-_SCAN = 4_096  # vectors that are compared at once where Milvus' own search does not reach
 
 
 @final
@@ -60,7 +58,7 @@ class MilvusMemory(Memory):
     def __init__(self, store: MilvusStore) -> None:
         """Use `create` or `open`."""
         self._store = store
-        self._settings = _read_settings(store)
+        self._settings = read_settings(store)
         probe = self._settings["probe"]
         self._probe = None if probe is None else np.array(probe, dtype=np.float32)
 
@@ -129,7 +127,7 @@ class MilvusMemory(Memory):
             timeout_s=timeout_s,
             lock_timeout_s=lock_timeout_s,
         )
-        made._bound = encoder
+        made._bound = encoder  # noqa: SLF001 - its own class
         return made
 
     @classmethod
@@ -163,13 +161,13 @@ class MilvusMemory(Memory):
             encoder_revision: Of a hub repository.
             probe: What `Encoder.probe` gives, float32.
         """
-        _check_name(name)
+        check_name(name)
         kind = index
         if kind == "auto":
             kind = "hnsw" if str(uri).startswith("http") else "exact"
-        if kind not in _INDEXES:
+        if kind not in INDEXES:
             raise OptionError(f"index must be 'auto', 'exact', 'hnsw' or 'ivf', got {index!r}")
-        built, asked = _parameters(kind, index_parameters or {})
+        built, asked = split_parameters(kind, index_parameters or {})
         if thumbnails is not None and thumbnails < 1:
             raise OptionError(f"thumbnails must be at least 1 pixel, or None, got {thumbnails}")
         settings = {
@@ -190,9 +188,9 @@ class MilvusMemory(Memory):
         server = Server(str(uri), new=True, token=access, database=database, timeout_s=timeout_s)
         try:
             store = MilvusStore(server, name, lock_timeout_s=lock_timeout_s)
-            _clear_unfinished(store)
+            clear_unfinished(store)
             server.make(store.settings.collection, store.settings.FIELDS)
-            store.make(dim, _INDEXES[kind], built)
+            store.make(dim, INDEXES[kind], built)
             store.settings.put({"settings": json.dumps(settings).encode()})  # from here on it is a memory
             return cls(store)
         except BaseException:
@@ -224,13 +222,13 @@ class MilvusMemory(Memory):
             MemoryCorruptError: Its collections do not fit together.
             MissingExtraError: pymilvus is not installed.
         """
-        _check_name(name)
+        check_name(name)
         access = credentials(token=token, user=user, password=password)
         server = Server(str(uri), new=False, token=access, database=database, timeout_s=timeout_s)
         try:
             store = MilvusStore(server, name, lock_timeout_s=lock_timeout_s)
             if not server.has(store.settings.collection):
-                raise MemoryNotFoundError(
+                raise MemoryNotFoundError(  # noqa: TRY301 - the connection is closed below
                     f"{server.uri}: no memory {name!r} there. Name another one, or make it with "
                     "MilvusMemory.create or `rarvision memory create`"
                 )
@@ -315,7 +313,7 @@ class MilvusMemory(Memory):
             bytes=size,
             details={
                 "server": server.version(),
-                "index_type": _INDEXES[self._settings["index_kind"]],
+                "index_type": INDEXES[self._settings["index_kind"]],
                 "thumbnail_size": self._thumbnail_size,
             },
             metadata=self.metadata,
@@ -396,7 +394,7 @@ class MilvusMemory(Memory):
             pictures = self._store.thumbnails.get([str(entry) for entry in rows])
             for entry in part:
                 if entry not in rows:
-                    raise self._unknown_id(entry)
+                    raise unknown_id(self._store, entry)
                 modality, row = rows[entry]
                 yield NewEntry(
                     category=names[row["category"]],
@@ -413,21 +411,7 @@ class MilvusMemory(Memory):
 
     def vectors(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
         """The entries' unit vectors, float32; raises `OptionError` for an id that is not there."""
-        wanted = np.asarray(ids, dtype=np.int64).reshape(-1)
-        unique, inverse = np.unique(wanted, return_inverse=True)
-        stored = np.empty((len(unique), self.dim), dtype=np.float32)
-        missing = np.ones(len(unique), dtype=bool)
-        for modality in MODALITIES:
-            for row in self._store.rows(modality, unique[missing], ["vector"]):
-                place = int(np.searchsorted(unique, row["id"]))
-                stored[place] = row["vector"]
-                missing[place] = False
-        if missing.any():
-            raise self._unknown_id(int(unique[missing][0]))
-        return stored[inverse]
-
-    def _unknown_id(self, entry: int) -> OptionError:
-        return OptionError(f"no entry with the id {entry} in {self._store.name} in {self._store.server.uri}")
+        return stored_vectors(self._store, ids, self.dim)
 
     def thumbnail(self, entry_id: int) -> bytes | None:
         """JPEG bytes of the entry's thumbnail, None where none is stored."""
@@ -486,64 +470,8 @@ class MilvusMemory(Memory):
                     codes = [known[name] for name in set(where.categories) if name in known]
                 condition = condition_of(codes=codes, metadata=where.metadata)
             if condition is None or not len(queries):
-                return _filled([[] for _ in queries], k)
-            return self._search_store(queries, k, modality, condition)
-
-    def _search_store(self, queries: Float[np.ndarray, "n dim"], k: int, modality: Modality, condition: str) -> Hits:
-        store, state = self._store, self._store.state
-        if k > MAX_RESULTS:
-            return self._scan(queries, k, modality, store.matching(modality, condition))
-        visible = f"id < {state.next_id}"
-        limited = f"({condition}) and {visible}" if condition else visible
-        for asked in ([condition] if not state.pending else []) + [limited]:
-            rows = store.server.search(
-                store.entries[modality], queries, k, condition=asked, field="category", parameters=self._asked(k)
-            )
-            if all(entry < state.next_id for row in rows for _, entry, _ in row):
-                break  # else another process is adding just now
-        if min(map(len, rows)) < k:  # few meet the condition, or an approximate index has missed some
-            ids = store.matching(modality, condition)
-            if min(map(len, rows)) < min(k, len(ids)):
-                return self._scan(queries, k, modality, ids)
-        return _filled(rows, k)
-
-    def _asked(self, k: int) -> dict[str, int]:
-        asked: dict[str, int] = dict(self._settings["asked_with"])
-        if self._settings["index_kind"] == "hnsw":
-            asked["ef"] = max(asked.get("ef", 128), k)
-        elif self._settings["index_kind"] == "ivf":
-            asked.setdefault("nprobe", 32)
-        return asked
-
-    def _scan(
-        self, queries: Float[np.ndarray, "n dim"], k: int, modality: Modality, ids: Int[np.ndarray, " m"]
-    ) -> Hits:
-        """Compare with all these entries, here."""
-        held, codes = self._store.table(modality)
-        best = Hits(
-            similarities=np.empty((len(queries), 0), dtype=np.float32),
-            ids=np.empty((len(queries), 0), dtype=np.int64),
-            categories=np.empty((len(queries), 0), dtype=np.int64),
-        )
-        for start in range(0, len(ids), _SCAN):
-            part = ids[start : start + _SCAN]
-            own = np.broadcast_to(part, (len(queries), len(part)))
-            similarities = np.concatenate((best.similarities, queries @ self.vectors(part).T), axis=1)
-            entries = np.concatenate((best.ids, own), axis=1)
-            order = np.lexsort((entries, -similarities), axis=-1)[:, :k]
-            best = Hits(
-                similarities=np.take_along_axis(similarities, order, axis=1),
-                ids=np.take_along_axis(entries, order, axis=1),
-                categories=best.categories,
-            )
-        found = codes[np.searchsorted(held, best.ids)] if len(held) else best.ids
-        return _filled(
-            [
-                list(zip(*row, strict=True))
-                for row in zip(best.similarities.tolist(), best.ids.tolist(), found.tolist(), strict=True)
-            ],
-            k,
-        )
+                return filled([[] for _ in queries], k)
+            return nearest(self._store, self._settings, queries, k, modality=modality, condition=condition)
 
     # What the base class asks for -------------------------------------------------------------------------------
 
@@ -568,73 +496,3 @@ class MilvusMemory(Memory):
     def _thumbnail_size(self) -> int | None:
         found: int | None = self._settings["thumbnails"]
         return found
-
-
-def _filled(rows: Sequence[Sequence[tuple[float, int, int]]], k: int) -> Hits:
-    """Hits as arrays, closest first, ties by id."""
-    similarities = np.full((len(rows), k), -np.inf, dtype=np.float32)
-    ids = np.full((len(rows), k), -1, dtype=np.int64)
-    codes = np.full((len(rows), k), -1, dtype=np.int64)
-    for number, row in enumerate(rows):
-        for place, (similarity, entry, code) in enumerate(sorted(row, key=lambda hit: (-hit[0], hit[1]))):
-            similarities[number, place], ids[number, place], codes[number, place] = similarity, entry, code
-    return Hits(similarities=similarities, ids=ids, categories=codes)
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name):
-        raise OptionError(
-            f"a memory's name in Milvus is letters, digits and underscores, not beginning with a digit, at most 200; "
-            f"got {name!r}"
-        )
-
-
-def _parameters(kind: str, given: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """What the index is built and what it is asked with."""
-    known = {*_BUILT_WITH[kind], *_ASKED_WITH[kind]}
-    for name, value in given.items():
-        if name not in known or value < 1:
-            raise OptionError(
-                f"index parameters of {kind!r} are {', '.join(sorted(known)) or 'none'}, 1 or more; got {name}={value!r}"
-            )
-    built = {name: given.get(name, default) for name, default in _BUILT_WITH[kind].items()}
-    return built, {name: given[name] for name in _ASKED_WITH[kind] if name in given}
-
-
-def _clear_unfinished(store: MilvusStore) -> None:
-    """Refuse what is there; drop what a creation that was stopped has left, which holds nothing."""
-    there = [collection for collection in store.collections if store.server.has(collection)]
-    if there and (there[-1] != store.settings.collection or store.settings.get(["settings"])):
-        raise MemoryExistsError(
-            f"{store.server.uri}: the collection {there[-1]!r} is there already; open the memory {store.name!r}, or "
-            "choose another name"
-        )
-    for collection in there:
-        store.server.drop(collection)
-
-
-def _read_settings(store: MilvusStore) -> dict[str, Any]:
-    where = f"{store.server.uri}#{store.name}"
-    text = store.settings.get(["settings"]).get("settings")
-    if text is None:
-        raise MemoryNotFoundError(f"{where}: a memory that was not made to its end; make it again")
-    try:
-        settings: dict[str, Any] = json.loads(text)
-        if int(settings["schema"]) > SCHEMA:
-            raise MemoryStoreError(
-                f"{where}: made by a newer version of rarvision (schema {settings['schema']}, this one knows {SCHEMA}); "
-                "upgrade rarvision"
-            )
-        wanted = int(settings["dim"])
-        needed = ("encoder_name", "encoder_fingerprint", "encoder_revision", "probe", "index", "index_kind")
-        _ = [settings[key] for key in (*needed, "built_with", "asked_with", "thumbnails", "metadata")]
-    except (KeyError, ValueError, TypeError) as error:
-        raise MemoryCorruptError(f"{where}: the memory's settings are incomplete: {error!r}") from error
-    for collection in store.entries.values():
-        found = store.server.dim(collection)
-        if found != wanted:
-            raise MemoryCorruptError(
-                f"{where}: expected vectors of {wanted} dimensions in {collection!r}, got {found}: the collection is "
-                "not this memory's. Restore it from a backup"
-            )
-    return settings

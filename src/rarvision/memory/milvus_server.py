@@ -240,7 +240,7 @@ class Server:
         """Delete rows by key; unknown ones are no error."""
         for part in parts(keys, IDS_AT_ONCE):
             self._call(
-                f"delete from {collection!r}",
+                f"remove rows of {collection!r}",
                 lambda part=part: self._client.delete(collection, ids=list(part), **self._in()),  # type: ignore[misc]
             )
 

@@ -28,6 +28,7 @@ __all__ = ["MODALITIES", "MilvusStore", "State", "condition_of"]
 MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 _LEASE_S = 120.0  # a writer that has committed nothing for so long, and is not seen alive, has lost its turn
+_ALIVE_S = 3_600.0  # what a writer that is seen alive may take longer: its number may have been given away
 _MAX_TERMS = 4_096  # Milvus' own limit of an array
 _KEYS_AT_ONCE = 64  # look-ups one by one before all keys are fetched
 _FLUSH_FROM = 1_000  # rows written to Milvus Lite that are worth sealing
@@ -473,16 +474,19 @@ class MilvusStore:
 
 
 def _is_held(writer: Mapping[str, Any] | None) -> bool:
-    if writer is None or float(writer.get("until", 0)) < time.time():
+    """Whether its turn lasts: until its time is up; for a process of this machine, as long as that lives."""
+    if writer is None:
         return False
+    until = float(writer.get("until", 0))
     if writer.get("host") == socket.gethostname() and writer.get("pid") != os.getpid():
         try:
             os.kill(int(writer["pid"]), 0)
         except ProcessLookupError:
             return False
-        except PermissionError:
-            return True
-    return True
+        except PermissionError:  # it lives, and is another user's
+            pass
+        until += _ALIVE_S
+    return until > time.time()
 
 
 def _row(entry_id: int, code: int, entry: NewEntry) -> dict[str, Any]:
