@@ -321,6 +321,7 @@ class _Run:
 def _cluster(address: str | None) -> Iterator[None]:
     """Connected, with results in order, and Ray's own bars and log lines off the terminal."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice on machines without GPUs
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # and one on how Ray Data itself starts its actors
     import ray
     import ray.data
 

@@ -331,8 +331,10 @@ class MilvusMemory(Memory):
         metadata: Mapping[str, Any] | None = None,
     ) -> Iterator[Entry]:
         """Entries that meet all conditions given, by ascending id; unknown ids are left out."""
-        names = self.category_names()
-        for part in parts(self._ids(ids, category, modality, source, metadata), 512):
+        with self.snapshot():
+            names = self.category_names()
+            wanted = self._ids(ids, category, modality, source, metadata)
+        for part in parts(wanted, 512):
             found: list[Entry] = []
             for each in MODALITIES:
                 if modality in (None, each):
@@ -383,14 +385,12 @@ class MilvusMemory(Memory):
 
     def records(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Iterator[NewEntry]:
         """The entries as another memory can store them, in the order of ``ids``; `OptionError` for an unknown id."""
-        names = self.category_names()
+        with self.snapshot():
+            names, end = self.category_names(), self._store.state.next_id
         fields = ["category", "source", "content", "metadata"]
         for part in parts([int(each) for each in ids], 512):
-            rows = {
-                row["id"]: (each, row)
-                for each in MODALITIES
-                for row in self._store.rows(each, sorted(set(part)), fields)
-            }
+            there = sorted({entry for entry in part if 0 < entry < end})
+            rows = {row["id"]: (each, row) for each in MODALITIES for row in self._store.rows(each, there, fields)}
             pictures = self._store.thumbnails.get([str(entry) for entry in rows])
             for entry in part:
                 if entry not in rows:

@@ -32,8 +32,9 @@ def stored_vectors(
     unique, inverse = np.unique(wanted, return_inverse=True)
     stored = np.empty((len(unique), dim), dtype=np.float32)
     missing = np.ones(len(unique), dtype=bool)
+    there = unique < store.state.next_id if len(unique) else missing
     for modality in MODALITIES:
-        for row in store.rows(modality, unique[missing], ["vector"]):
+        for row in store.rows(modality, unique[missing & there], ["vector"]):
             place = int(np.searchsorted(unique, row["id"]))
             stored[place] = row["vector"]
             missing[place] = False

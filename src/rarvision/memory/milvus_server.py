@@ -110,12 +110,11 @@ class Server:
     def _call(self, action: str, function: Callable[[], _Result]) -> _Result:
         if self._closed:
             raise MemoryStoreError(f"the memory in {self.uri} is closed; open it again")
-        import grpc
-        from pymilvus.exceptions import MilvusException
-
         try:
             return function()
-        except (MilvusException, grpc.RpcError) as error:
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("pymilvus", "grpc"):
+                raise
             raise self._translated(action, error) from error
 
     def _translated(self, action: str, error: Any) -> MemoryStoreError:

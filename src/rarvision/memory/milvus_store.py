@@ -424,11 +424,9 @@ class MilvusStore:
     def rows(
         self, modality: Modality, ids: Sequence[int] | Int[np.ndarray, " n"], fields: Sequence[str]
     ) -> Iterator[dict[str, Any]]:
-        """Those of the entries that are there, in any order."""
-        wanted = [int(each) for each in ids]
-        if wanted and getattr(self.state, modality):
-            for part in parts(wanted, 512):
-                yield from self.server.get(self.entries[modality], part, ["id", *fields])
+        """Those of the entries that are there, in any order; ids must be below the state's ``next_id``."""
+        for part in parts([int(each) for each in ids], 512):
+            yield from self.server.get(self.entries[modality], part, ["id", *fields])
 
     def matching(self, modality: Modality, condition: str) -> Int[np.ndarray, " n"]:
         """Ids, ascending, of the entries that meet an expression (see `condition_of`)."""
