@@ -172,10 +172,11 @@ def test_writers_take_turns(memory, tmp_path):
 
 
 def test_who_lost_the_turn_stores_nothing(memory):
-    with pytest.raises(MemoryLockedError, match="lost its turn"), memory._writing():
-        store = memory._store
+    store = memory._store
+    with memory._writing():
         store._write(replace(store._read(), writer={**store._claim(), "token": "another"}))
-        memory._append(entries(2), unit(2))
+        with pytest.raises(MemoryLockedError, match="lost its turn"):
+            memory._append(entries(2), unit(2))
     assert len(memory) == 0
     assert store._read().writer["token"] == "another"
 
@@ -301,9 +302,10 @@ def test_a_creation_that_stopped_is_begun_again(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(milvus_store.MilvusStore, "_write", stop)
-        MilvusMemory.create(tmp_path / "pets.db", "pets", encoder=ENCODER)
+        with pytest.raises(KeyboardInterrupt):
+            MilvusMemory.create(tmp_path / "pets.db", "pets", encoder=ENCODER)
     with pytest.raises(MemoryNotFoundError, match="not made to its end"):
         MilvusMemory.open(tmp_path / "pets.db", "pets")
     with MilvusMemory.create(tmp_path / "pets.db", "pets", encoder=ENCODER) as made:

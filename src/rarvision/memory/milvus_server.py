@@ -289,7 +289,9 @@ class Server:
     ) -> list[list[tuple[float, int, int]]]:
         """For each vector at most k rows: similarity, key, and the value of ``field``."""
         results: list[list[tuple[float, int, int]]] = []
-        for part in parts(vectors, max(1, min(1_024, _HITS_AT_ONCE // k))):
+        size = max(1, min(1_024, _HITS_AT_ONCE // k))
+        for start in range(0, len(vectors), size):
+            part = vectors[start : start + size]
             found = self._call(
                 f"search {collection!r}",
                 lambda part=part: self._client.search(  # type: ignore[misc]
