@@ -43,7 +43,9 @@ if TYPE_CHECKING:
         AddReport,
         LocalMemory,
         Memory,
+        MilvusMemory,
         import_faiss,
+        open_memory,
     )
     from rarvision.pipeline import RecognitionFailure, Recognizer
     from rarvision.ranking import BaseRanker, Ranker
@@ -82,6 +84,7 @@ __all__ = [
     "LocalMemory",
     "Memory",
     "Message",
+    "MilvusMemory",
     "NameList",
     "Neighbour",
     "Prediction",
@@ -101,6 +104,7 @@ __all__ = [
     "load_image",
     "open_chat",
     "open_dataset",
+    "open_memory",
     "same_encoder",
     "weights_path",
 ]
@@ -138,7 +142,9 @@ _HOME = {
     "AddReport": "memory",
     "LocalMemory": "memory",
     "Memory": "memory",
+    "MilvusMemory": "memory",
     "import_faiss": "memory",
+    "open_memory": "memory",
     "RecognitionFailure": "pipeline",
     "Recognizer": "pipeline",
     "BaseRanker": "ranking",

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rarvision.cli import filling, models, options
+from rarvision.cli import filling, memory_migrate, models, options
 from rarvision.cli.inputs import image_paths
 from rarvision.cli.output import echo_json, print_table, progress, say, write_rows
 from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
-    from rarvision.memory import LocalMemory
+    from rarvision.memory import Memory
     from rarvision.types import Neighbour
 
 __all__ = ["app"]
@@ -28,7 +28,8 @@ app = typer.Typer(
     help="""
 Make a memory of labelled images or names, and look into it.
 
-A memory is a folder. It is bound to the encoder that made its vectors, and remembers it.
+A memory is a folder, or lives in Milvus (milvus:FILE.db#NAME, milvus+http://HOST:PORT#NAME). It is bound to the
+encoder that made its vectors, and remembers it.
 
 \b
 Examples:
@@ -42,6 +43,7 @@ Examples:
 )
 app.command()(filling.create)
 app.command()(filling.add)
+app.command()(memory_migrate.migrate)
 
 
 @app.command()
@@ -64,9 +66,9 @@ def remove(
     """
     if category is None and source is None and not entry:
         raise OptionError("say what to remove: --category NAME, --source PATH, or --id N")
-    from rarvision.memory import LocalMemory
+    from rarvision.memory.opening import open_memory
 
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         removed = store.remove(ids=entry or None, category=category, source=source)
         left = len(store)
     if json:
@@ -92,9 +94,9 @@ def info(
       rarvision memory info pets.memory --json
       rarvision memory info pets.memory --categories --csv categories.csv
     """
-    from rarvision.memory import LocalMemory
+    from rarvision.memory.opening import open_memory
 
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         facts = store.info().to_dict()
         names = store.categories()
         if csv and categories:
@@ -110,7 +112,7 @@ def info(
         print_table(("category",), [(name,) for name in names])
 
 
-def _counts(store: LocalMemory) -> Iterator[dict[str, Any]]:
+def _counts(store: Memory) -> Iterator[dict[str, Any]]:
     """How many entries each category has, in the order in which the categories came."""
     images = Counter(store.table("image")[1].tolist())
     texts = Counter(store.table("text")[1].tolist())
@@ -208,14 +210,14 @@ def search(
     """
     import numpy as np
 
-    from rarvision.memory import LocalMemory
+    from rarvision.memory.opening import open_memory
 
     models.set_max_pixels(max_pixels)
     paths = [str(path) for path in image_paths(images or [], null=null)]
     words = text or []
     if not paths and not words:
         raise OptionError("say what to search for: images, or --text WORDS")
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         models.bind_encoder(store, encoder=encoder, device=device)
         bad: dict[int, str] = {}
         vectors = store.encoder.encode_images(paths, on_error=lambda i, error: bad.__setitem__(i, str(error)))
@@ -283,11 +285,11 @@ def evaluate(
     --json prints one object: top1, recall_at_5_images (the category is among the 5 nearest images),
       recall_at_5_categories (among the 5 nearest categories), entries, categories; --csv writes it as a row
     """
-    from rarvision.memory import LocalMemory
+    from rarvision.memory.opening import open_memory
     from rarvision.retrieval import leave_one_out as measure
 
     with (
-        LocalMemory.open(memory) as store,
+        open_memory(memory) as store,
         progress("Leaving one out", total=store.count("image"), quiet=quiet) as bar,
     ):
         result = measure(store, progress=bar.to).to_dict()

@@ -87,8 +87,9 @@ class Modality(StrEnum):
     TEXT = "text"
 
 
-MemoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The memory's folder.")]
-MemoryOption = Annotated[Path, typer.Option("--memory", "-m", metavar="DIR", help="The memory's folder.")]
+_MEMORY = "The memory's folder, or its address in Milvus (see rarvision memory migrate --help)."
+MemoryArgument = Annotated[str, typer.Argument(metavar="DIR", help=_MEMORY)]
+MemoryOption = Annotated[str, typer.Option("--memory", "-m", metavar="DIR", help=_MEMORY)]
 _ENCODERS = "MODEL|FOLDER|embedded:clip-16|embedded:clip-32"
 NewEncoderOption = Annotated[
     str,

@@ -56,12 +56,16 @@ class Adding:
         """Decoded samples; ends where a bad one ends the addition."""
         for sample, entry, image in decoded:
             if isinstance(image, InputError):
-                self._taken.discard((entry.content, entry.category, entry.modality))
+                self.untake(entry)
                 self.fail(sample, image)
                 if self.failed:
                     return
             else:
                 yield entry, image
+
+    def untake(self, entry: NewEntry) -> None:
+        """It was not stored after all, so that another of the same content is no double."""
+        self._taken.discard((entry.content, entry.category, entry.modality))
 
     def fail(self, sample: Sample, error: InputError) -> None:
         """Count and tell a bad sample, or let it end the addition."""
