@@ -52,7 +52,6 @@ def test_create_from_names_alone_recognises(run, tmp_path):
 
 
 def test_names_show_how_far_they_are(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("rarvision.memory.base._COMMIT_ENTRIES", 64)
     bars = []
 
     @contextmanager
@@ -197,7 +196,8 @@ def test_tables_of_a_memory(run, memory, tmp_path):
     run("memory", "info", memory, "--csv", file)
     (row,) = table(file)
     assert (row["entries"], row["images"], row["texts"]) == ("17", "16", "1")
-    assert (row["details_segments"], row["metadata_encoder"]) == ("3", "embedded:clip-16")
+    assert (row["details_segments"], row["details_tail"]) == ("0", "17")
+    assert row["metadata_encoder"] == "embedded:clip-16"
     run("memory", "info", memory, "--categories", "--csv", file)
     shown = [(row["category"], row["images"], row["texts"]) for row in table(file)]
     assert shown == [*((colour, "3", "0") for colour in sorted(COLOURS)), (NASTY[2], "1", "1")]

@@ -42,7 +42,7 @@ Recognise your own images from a few examples of each category:
 \b
 Exit codes:
   0    done
-  1    done, but some images failed; they are reported
+  1    done, but something needs a look: images that failed, or what `memory verify` found
   2    wrong usage, or an input that cannot be read
   3    the memory: missing, empty, damaged, or of another encoder
   4    a model: the encoder or the multimodal LLM cannot be loaded or does not answer

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rarvision.cli import filling, memory_migrate, models, options
+from rarvision.cli import filling, memory_care, memory_exchange, memory_migrate, models, options
+from rarvision.cli.conditions import (
+    AmongOption,
+    CategoryOption,
+    IdOption,
+    SourceOption,
+    WhereOption,
+    conditions,
+    parse_where,
+)
 from rarvision.cli.inputs import image_paths
-from rarvision.cli.output import echo_json, print_table, progress, say, write_rows
+from rarvision.cli.output import echo_json, print_table, progress, say, size_text, write_rows
 from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
@@ -24,7 +33,7 @@ SOME_FAILED = 1
 _SEARCH_COLUMNS = ("query", "rank", "id", "category", "modality", "source", "similarity", "error")
 
 app = typer.Typer(
-    short_help="Make, fill, search and measure a memory.",
+    short_help="Make, fill, search, measure and care for a memory.",
     help="""
 Make a memory of labelled images or names, and look into it.
 
@@ -37,6 +46,11 @@ Examples:
   rarvision memory add pets.memory names.txt
   rarvision memory info pets.memory
   rarvision memory evaluate pets.memory --leave-one-out
+  rarvision memory export pets.memory pets.parquet
+  rarvision memory verify pets.memory
+
+Commands that change a memory do so at once, without asking, and say what they did. One process writes at a time, others
+read meanwhile; whatever a command reports as done survives a crash. Exit codes are those of rarvision --help.
 """,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -50,11 +64,10 @@ app.command()(memory_migrate.migrate)
 def remove(
     memory: options.MemoryArgument,
     *,
-    category: Annotated[str | None, typer.Option("--category", metavar="NAME", help="Everything of it.")] = None,
-    source: Annotated[str | None, typer.Option("--source", metavar="PATH", help="What came from there.")] = None,
-    entry: Annotated[
-        list[int] | None, typer.Option("--id", metavar="N", help="An entry by number; may be given several times.")
-    ] = None,
+    category: CategoryOption = None,
+    source: SourceOption = None,
+    entry: IdOption = None,
+    where: WhereOption = None,
     json: options.JsonOption = False,
 ) -> None:
     """Remove entries; conditions given together must all hold.
@@ -63,13 +76,15 @@ def remove(
     Examples:
       rarvision memory remove pets.memory --category "tabby cat"
       rarvision memory remove pets.memory --id 17 --id 18
+      rarvision memory remove pets.memory --category "tabby cat" --where year=2019 --where checked=false
     """
-    if category is None and source is None and not entry:
-        raise OptionError("say what to remove: --category NAME, --source PATH, or --id N")
-    from rarvision.memory.opening import open_memory
+    chosen = conditions(category=category, source=source, entry=entry, where=where)
+    if not chosen:
+        raise OptionError("say what to remove: --category NAME, --source PATH, --id N, or --where KEY=VALUE")
+    from rarvision.memory import open_memory
 
     with open_memory(memory) as store:
-        removed = store.remove(ids=entry or None, category=category, source=source)
+        removed = store.remove(**chosen)
         left = len(store)
     if json:
         echo_json({"removed": removed, "entries": left})
@@ -85,7 +100,7 @@ def info(
     csv: options.CsvOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Show what a memory is and holds.
+    """Show what a memory is and holds: counts, sizes, its encoder, and what opening it put right.
 
     --csv FILE writes one row; with --categories a row a category instead: category, images, texts.
 
@@ -98,16 +113,17 @@ def info(
 
     with open_memory(memory) as store:
         facts = store.info().to_dict()
-        names = store.categories()
+        names, repairs = store.categories(), list(store.repairs)
         if csv and categories:
             write_rows(csv, _counts(store), columns=("category", "images", "texts"))
         elif csv:
             write_rows(csv, [facts])
     if json:
-        echo_json(facts | ({"category_names": names} if categories else {}))
+        echo_json(facts | {"repairs": repairs} | ({"category_names": names} if categories else {}))
         return
-    rows = [(key.replace("_", " "), _fact(value)) for key, value in facts.items() if value not in ({}, None)]
-    print_table(("", ""), rows)
+    facts |= facts.pop("details")
+    rows = [(key.replace("_", " "), _fact(key, value)) for key, value in facts.items() if value not in ({}, None)]
+    print_table(("", ""), [*rows, *(("put right on opening", repair) for repair in repairs)])
     if categories:
         print_table(("category",), [(name,) for name in names])
 
@@ -121,51 +137,12 @@ def _counts(store: Memory) -> Iterator[dict[str, Any]]:
         yield {"category": name, "images": images[codes[name]], "texts": texts[codes[name]]}
 
 
-def _fact(value: Any) -> str:
+def _fact(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_fact(item)}" for key, item in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-@app.command("import")
-def import_(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A faiss index that stores its vectors.")],
-    labels: Annotated[
-        Path, typer.Argument(metavar="LABELS", help="A text file; line i is 'path label' for vector i, from 0.")
-    ],
-    *,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The new memory's folder.")],
-    classnames: Annotated[
-        Path | None, typer.Option("--classnames", metavar="FILE", help="Names of numbered labels, one a line, from 0.")
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--encoder",
-            "-e",
-            metavar="MODEL|FOLDER",
-            help="The encoder that made the vectors, which they cannot tell; without it the memory can be evaluated, "
-            "but not queried with images.",
-        ),
-    ] = None,
-    device: options.DeviceOption = "auto",
-    json: options.JsonOption = False,
-) -> None:
-    """Make a memory of an existing faiss index with a label file, such as the paper's authors publish.
-
-    \b
-    Example:
-      rarvision memory import cub200_database.index cub200_database.txt --classnames classnames.txt --out cub.memory
-    """
-    from rarvision.memory import import_faiss
-
-    loaded = None if encoder is None else models.open_encoder(encoder, device=device)
-    with import_faiss(index, labels, out, classnames=classnames, encoder=loaded) as store:
-        result = {"entries": len(store), "categories": len(store.categories()), "dim": store.dim}
-    if json:
-        echo_json(result)
-    else:
-        typer.echo(f"{out}: {result['entries']:,} entries of {result['categories']:,} categories, {result['dim']}-d")
+        return ", ".join(f"{name}: {_fact(name, item)}" for name, item in value.items())
+    if not isinstance(value, int) or isinstance(value, bool):
+        return str(value)
+    return size_text(value) if key.endswith("bytes") else f"{value:,}"
 
 
 @app.command()
@@ -184,9 +161,16 @@ def search(
         list[str] | None, typer.Option("--text", "-t", help="Search by words; may be given several times.")
     ] = None,
     k: options.KOption = 5,
-    among: Annotated[
-        options.Modality | None,
-        typer.Option("--among", help="Only among the memory's images, or its names.", show_default="both"),
+    among: AmongOption = None,
+    where: WhereOption = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--category",
+            metavar="NAME",
+            help="Only entries of it; given several times, of any of them.",
+            show_default=False,
+        ),
     ] = None,
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = "auto",
@@ -202,6 +186,9 @@ def search(
       rarvision memory search pets.memory cat.jpg
       rarvision memory search pets.memory photos/ -k 10 --csv neighbours.csv
       rarvision memory search pets.memory --text "a cat without fur" --among image --json
+      rarvision memory search pets.memory cat.jpg --category "tabby cat" --category siamese --where year=2019
+
+    Of the conditions, all must hold; the nearest among the entries that meet them are found, however few those are.
 
     \b
     --json prints one object a line: query, neighbours [id, category, modality, source, similarity]
@@ -210,21 +197,23 @@ def search(
     """
     import numpy as np
 
-    from rarvision.memory.opening import open_memory
+    from rarvision.memory import Where, open_memory
 
     models.set_max_pixels(max_pixels)
+    filters = Where(categories=category or None, metadata=parse_where(where))
     paths = [str(path) for path in image_paths(images or [], null=null)]
     words = text or []
     if not paths and not words:
         raise OptionError("say what to search for: images, or --text WORDS")
     with open_memory(memory) as store:
+        _check_categories(store, category or [])
         models.bind_encoder(store, encoder=encoder, device=device)
         bad: dict[int, str] = {}
         vectors = store.encoder.encode_images(paths, on_error=lambda i, error: bad.__setitem__(i, str(error)))
         good = [i for i in range(len(paths)) if i not in bad]
         queries = np.concatenate((vectors[good], store.encoder.encode_texts(words))) if words else vectors[good]
         labels = [paths[i] for i in good] + words
-        found = store.search(queries, k, modality=among.value if among else None) if labels else []
+        found = store.search(queries, k, modality=among.value if among else None, where=filters) if labels else []
     records: list[dict[str, Any]] = [
         {"query": query, "neighbours": [_hit(neighbour) for neighbour in neighbours]}
         for query, neighbours in zip(labels, found, strict=True)
@@ -242,6 +231,14 @@ def search(
             print_table(("similarity", "category", "modality", "source"), rows, title=record["query"])
     if bad:
         raise typer.Exit(SOME_FAILED)
+
+
+def _check_categories(store: Memory, names: list[str]) -> None:
+    known = store.categories() if names else []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise OptionError(f"no category {name!r} in the memory{f'; did you mean {near[0]!r}?' if near else ''}")
 
 
 def _hit(neighbour: Neighbour) -> dict[str, Any]:
@@ -308,3 +305,7 @@ def evaluate(
             ("among the 5 nearest categories", f"{result['recall_at_5_categories']:.1%}"),
         ],
     )
+
+
+memory_exchange.register(app)
+memory_care.register(app)

@@ -28,6 +28,7 @@ __all__ = [
     "progress",
     "say",
     "show",
+    "size_text",
     "to_json",
     "write_rows",
 ]
@@ -66,6 +67,23 @@ def say(message: str) -> None:
 def printable(text: str) -> str:
     """Escape line breaks and control characters, which names and paths may hold, for a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people, in units of 1,000.
+
+    Example:
+        >>> size_text(999), size_text(12_345_678)
+        ('999 bytes', '12.3 MB')
+    """
+    if count < 1_000:
+        return f"{count} bytes"
+    amount = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):  # noqa: B007 - the last one stays
+        amount /= 1_000
+        if amount < 999.95:
+            break
+    return f"{amount:,.1f} {unit}"
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:

@@ -186,6 +186,11 @@ class Memory(abc.ABC):
         for start in range(0, len(ids), _VECTORS_AT_ONCE):
             yield self.vectors(ids[start : start + _VECTORS_AT_ONCE]).tobytes()
 
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What opening found interrupted, and undid; nothing where that is a server's business."""
+        return ()
+
     # The encoder ------------------------------------------------------------------------------------------------
 
     @property

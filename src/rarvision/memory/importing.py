@@ -17,7 +17,7 @@ from rarvision.memory.adding import check_category
 from rarvision.memory.local import LocalMemory
 from rarvision.memory.records import NewEntry
 
-__all__ = ["import_faiss", "read_labels"]
+__all__ = ["import_faiss", "label_of", "read_labels"]
 
 _IMAGE_THEN_LABEL = re.compile(
     r"^(?P<path>.*\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm|jfif))\s+(?P<label>\S.*)$", re.IGNORECASE
@@ -98,7 +98,7 @@ def read_labels(labels: str | Path, *, classnames: str | Path | None = None) -> 
     """
     names = None if classnames is None else _lines(classnames)
     known = set(names or ())
-    found = [_split(line, known) for line in _lines(labels)]
+    found = [label_of(line, known) for line in _lines(labels)]
     # All numbers: the authors' format, though a category may be called "911".
     numbered = all(re.fullmatch(r"\d+", label) for _, label in found)
     rows = []
@@ -118,7 +118,8 @@ def read_labels(labels: str | Path, *, classnames: str | Path | None = None) -> 
     return rows
 
 
-def _split(line: str, known: set[str]) -> tuple[str, str]:
+def label_of(line: str, known: set[str]) -> tuple[str, str]:
+    """Path and label of one line; ``known`` are the class names."""
     if "\t" in line:
         path, _, label = line.rpartition("\t")
         return path.strip(), label.strip()

@@ -25,7 +25,7 @@ from rarvision.errors import OptionError
 from rarvision.memory.base import Memory
 from rarvision.memory.local import LocalMemory
 from rarvision.memory.milvus import MilvusMemory
-from rarvision.memory.store import pack_vectors
+from rarvision.memory.recorded import EncoderRecord
 
 __all__ = ["create_like", "create_memory", "open_memory"]
 
@@ -97,17 +97,7 @@ def create_like(where: str | Path, memory: Memory) -> Memory:
     thumbnails, metadata = memory._thumbnail_size, memory.info().metadata  # noqa: SLF001
     place = _milvus(where)
     if place is None:
-        return LocalMemory._create(  # noqa: SLF001
-            where,
-            dim=memory.dim,
-            fingerprint=memory.encoder_fingerprint,
-            name=memory.encoder_name,
-            revision=revision,
-            probe=None if probe is None else pack_vectors(probe),
-            index="auto",
-            thumbnails=thumbnails,
-            metadata=metadata,
-        )
+        return EncoderRecord.of(memory).create(where, thumbnails=thumbnails, metadata=metadata)
     return MilvusMemory.create_unbound(
         place.uri,
         place.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def transfer(
     metadata: Mapping[str, Any] | None = None,
 ) -> AddReport:
     """See `Memory.copy_to` and `Memory.move_to`."""
-    if other is source_memory:
+    if other is source_memory or _place(other) == _place(source_memory):
         raise OptionError("a memory cannot be moved or copied into itself; name another one")
     ours, theirs = (
         f"{memory.encoder_name or 'an unknown encoder'} ({memory.encoder_fingerprint})"
@@ -53,3 +54,9 @@ def transfer(
         if progress is not None:
             progress(start + len(part))
     return AddReport(added=added, skipped=skipped)
+
+
+def _place(memory: Memory) -> tuple[str, str]:
+    """Where it lies: one folder opened twice, under whatever names, is one memory, and moving would empty it."""
+    about = memory.info()
+    return about.kind, os.path.realpath(about.location) if about.kind == "local" else about.location
