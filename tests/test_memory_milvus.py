@@ -216,7 +216,7 @@ def test_large_values(memory):
     for wrong, message in (
         (replace(big, content=b"2", source="x" * 70_000), "its source has 70,000 bytes"),
         (replace(big, content=b"2", metadata={"x": "y" * 70_000}), "its metadata has"),
-        (replace(big, content=b"2", metadata={str(n): n for n in range(5_000)}), "5000 metadata values"),
+        (replace(big, content=b"2", metadata={str(n): 0 for n in range(5_000)}), "5000 metadata values"),
         (replace(big, content=b"2", category="x" * 70_000), "a category's name has 70,000 bytes"),
         (replace(big, content=b"2", metadata={"x": {1}}), "JSON values only"),
     ):

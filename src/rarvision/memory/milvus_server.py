@@ -386,6 +386,9 @@ def _start_lite(path: str, *, new: bool) -> None:
         raise MissingExtraError(_INSTALL)
     from milvus_lite.server_manager import server_manager_instance
 
+    # The server in this process writes a traceback for each call of the client that it does not know; the client can
+    # do without those.
+    logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
     log = logging.getLogger("milvus_lite.server_manager")
     caught = _Caught()
     with _lite_lock:

@@ -47,6 +47,8 @@ def split_parameters(kind: str, given: Mapping[str, int]) -> tuple[dict[str, int
 def clear_unfinished(store: MilvusStore) -> None:
     """Refuse what is there; drop what a creation that was stopped has left, which holds nothing."""
     there = [collection for collection in store.collections if store.server.has(collection)]
+    if there and there[-1] == store.settings.collection:
+        store.server.load(there[-1])
     if there and (there[-1] != store.settings.collection or store.settings.get(["settings"])):
         raise MemoryExistsError(
             f"{store.server.uri}: the collection {there[-1]!r} is there already; open the memory {store.name!r}, or "
