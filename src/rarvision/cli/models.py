@@ -196,6 +196,7 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
     from rarvision.retrieval import Retriever
 
     weight, fitted = _weight(path.ranker_weight), _calibration(path.calibration)
+    text_weight = _text_weight(path.text_weight)
     ranker = RankerOptions(
         spec=path.ranker,
         strategy=path.strategy.value,
@@ -221,7 +222,10 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
                 source=cast("Any", path.retrieval.value),
                 aggregate=cast("Any", path.aggregate.value),
                 distinct=not path.repeats,
+                hubness=cast("Any", path.hubness.value),
+                text_weight=text_weight,
             ),
+            views=cast("Any", path.views.value),
             allow_fallback=path.allow_fallback,
             batch_size=path.batch_size,
             ranker_weight=weight,
@@ -236,6 +240,18 @@ def _weight(text: str) -> float | Literal["replace"]:
         return float(text)
     except ValueError:
         raise OptionError(f"--ranker-weight must be a number or replace, got {text!r}") from None
+
+
+def _text_weight(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        weight = float(text)
+    except ValueError:
+        raise OptionError(f"--text-weight must be a number from 0 to 1, or auto, got {text!r}") from None
+    if not 0.0 <= weight <= 1.0:
+        raise OptionError(f"--text-weight must lie between 0 and 1, got {text}; 0 is the images alone, 1 the names")
+    return weight
 
 
 def _calibration(path: Path | None) -> Calibration | None:
