@@ -170,7 +170,6 @@ class _Encode:
 
     def __init__(self, task: _Task) -> None:
         self._task = task
-        self._decode = Decode(task.thumbnail_size)
         self._encoder: Encoder | None = None
         self._failure: RarvisionError | None = None
         if task.max_pixels is not None:
@@ -192,13 +191,14 @@ class _Encode:
             good, images = [], []
             vectors = np.zeros((count, self._encoder.dim), dtype=np.float32)
             nothing = NewEntry(category="-", modality="image", source="-", content=b"")
+            decode = Decode(self._encoder, self._task.thumbnail_size)
             with worker_pool() as pool:
                 given = [
                     (Sample(source="-", image=pickle.loads(image)), nothing)  # noqa: S301 - what this run pickled
                     for image in batch["image"]
                 ]
                 for place, (_, entry, image) in enumerate(
-                    ordered_map(self._decode, given, pool=pool, ahead=2 * self._task.batch_size)
+                    self._encoder.map_ahead(decode, given, pool=pool, size=self._task.batch_size)
                 ):
                     if isinstance(image, InputError):
                         wrong[place] = (type(image).__name__, str(image))
@@ -207,7 +207,7 @@ class _Encode:
                         good.append(place)
                         images.append(image)
             if images:
-                vectors[good] = self._encoder.encode_images(images, batch_size=self._task.batch_size)
+                vectors[good] = self._encoder.encode_prepared(images, batch_size=self._task.batch_size)
         except RarvisionError as error:
             wrong = [(type(error).__name__, str(error))] * count
         return {
