@@ -22,14 +22,6 @@ __all__ = ["add", "create"]
 SOME_FAILED = 1
 
 
-class IndexKind(StrEnum):
-    """How vectors are searched."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    HNSW = "hnsw"
-
-
 class Engine(StrEnum):
     """Who decodes and encodes images."""
 
@@ -82,9 +74,15 @@ def create(
     sources: SourcesArgument = None,
     *,
     encoder: options.NewEncoderOption = "embedded:clip-16",
-    index: Annotated[IndexKind, typer.Option("--index", help="auto is exact while small, HNSW when large.")] = (
-        IndexKind.AUTO
-    ),
+    index: Annotated[
+        str,
+        typer.Option(
+            "--index",
+            metavar="KIND",
+            help="auto (exact while small, shortlists of compressed vectors when large), exact, hnsw, rescored, or a "
+            "faiss factory string.",
+        ),
+    ] = "auto",
     thumbnails: Annotated[
         int,
         typer.Option(
@@ -132,7 +130,7 @@ def create(
     created = create_memory(
         memory,
         encoder=models.open_encoder(encoder, device=device),
-        index=index.value,
+        index=index,
         thumbnails=thumbnails or None,
         metadata={models.ENCODER_KEY: encoder},
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rarvision.cli import filling, memory_care, memory_exchange, memory_migrate, models, options
+from rarvision.cli import filling, memory_care, memory_exchange, memory_index, memory_migrate, models, options
 from rarvision.cli.conditions import (
     AmongOption,
     CategoryOption,
@@ -309,3 +309,4 @@ def evaluate(
 
 memory_exchange.register(app)
 memory_care.register(app)
+memory_index.register(app)

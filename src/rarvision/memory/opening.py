@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from rarvision.encoders import Encoder
@@ -25,6 +25,7 @@ from rarvision.errors import OptionError
 from rarvision.memory.base import Memory
 from rarvision.memory.local import LocalMemory
 from rarvision.memory.milvus import MilvusMemory
+from rarvision.memory.milvus_server import IndexName
 from rarvision.memory.recorded import EncoderRecord
 
 __all__ = ["create_like", "create_memory", "open_memory"]
@@ -62,7 +63,7 @@ def create_memory(
     where: str | Path,
     *,
     encoder: Encoder,
-    index: Literal["auto", "exact", "hnsw"] = "auto",
+    index: str = "auto",
     thumbnails: int | None = 96,
     metadata: Mapping[str, Any] | None = None,
 ) -> Memory:
@@ -80,7 +81,7 @@ def create_memory(
         place.uri,
         place.name,
         encoder=encoder,
-        index=index,
+        index=cast("IndexName", index),  # which checks it
         thumbnails=thumbnails,
         metadata=metadata,
         database=place.database,
