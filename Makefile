@@ -28,7 +28,7 @@ demo: $(VENV)/.installed  ## build a memory, recognise held-out images, print th
 test: $(VENV)/.installed-test  ## the tests
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-test  ## the heavier suites
+test-slow: $(VENV)/.installed-test $(VENV)/.installed-scale  ## the heavier suites
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-lint  ## style, types, the import contract
@@ -69,6 +69,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.pip
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(INSTALL) --group test --group serve
+	@touch $@
+
+$(VENV)/.installed-scale: $(VENV)/.installed
+	$(INSTALL) --group scale
 	@touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed

@@ -1,10 +1,11 @@
-"""For every test: no network but loopback, fixed seeds, no model hub; and where the data tests find their files."""
+"""For every test: no network but loopback, fixed seeds, no model hub, no cache; and where data tests find files."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["RARVISION_CACHE"] = "off"  # nothing of the person's own; the tests of the cache name a folder
 
 import ipaddress
 import random

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import threading
@@ -15,8 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from rarvision.encoders import Encoder, TransformersEncoder, ordered_map, same_encoder, worker_pool
+from rarvision.encoders.base import chunked_map
+from rarvision.encoders.pixels import PixelPlan
+from rarvision.encoders.views import views_of
 from rarvision.errors import EncoderError, ImageError, OptionError
+from rarvision.images import Picture
+from rarvision.memory import LocalMemory
 from rarvision.testing import FakeEncoder, check_encoder
+from rarvision.types import Sample
 from tiny_encoders import tiny_clip, tiny_siglip, tiny_siglip2
 
 BUILDERS = {"clip": tiny_clip, "siglip": tiny_siglip, "siglip2": tiny_siglip2}
@@ -301,3 +308,144 @@ def test_ordered_map_keeps_order_and_bounds_what_is_in_flight():
         assert taken == 6
         assert list(results) == [i * i for i in range(1, 50)]
     assert most <= 4
+
+
+def photographs(count, size, seed=0):
+    """JPEGs with large shapes and grain."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        shapes = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        pixels = np.asarray(shapes.resize(size, Image.Resampling.BICUBIC)) + generator.normal(0, 4, (*size[::-1], 1))
+        buffer = io.BytesIO()
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        found.append(buffer.getvalue())
+    return found
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (1203, 901)])
+def test_reduced_decoding_is_exact_enough(size):
+    """Against decoding at full size and the model's own image processor."""
+    from rarvision.embedded import weights_path
+
+    encoder = TransformersEncoder(weights_path("clip-16"), device="cpu")
+    images = photographs(12, size)
+    assert min(encoder.load(images[0]).image.size) < min(size), "it must reduce"
+    opened = [Image.open(io.BytesIO(whole)).convert("RGB") for whole in images]
+    with torch.inference_mode():
+        inputs = encoder._processor(images=opened, return_tensors="pt")
+        plain = encoder._model.get_image_features(**inputs).pooler_output
+    plain = torch.nn.functional.normalize(plain, dim=1).numpy()
+    assert (encoder.encode_images(images) * plain).sum(axis=1).min() > 0.999
+    np.testing.assert_allclose(encoder.encode_images(opened), plain, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_reduced_decoding_is_exact_enough_for_a_large_model(tmp_path):
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    torch.manual_seed(0)
+    config = CLIPConfig(vision_config={"patch_size": 16}, text_config={"num_hidden_layers": 1}, projection_dim=512)
+    CLIPModel(config).save_pretrained(tmp_path)
+    from rarvision.embedded import weights_path
+
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(weights_path("clip-16")) / file, tmp_path)
+    side = {"height": 224, "width": 224}
+    CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=side).save_pretrained(tmp_path)
+    encoder = TransformersEncoder(tmp_path, device="cpu", batch_size=2)
+    images = photographs(2, (2000, 1500))
+    assert encoder.load(images[0]).image.size == (1000, 750)
+    opened = [Image.open(io.BytesIO(whole)).convert("RGB") for whole in images]
+    with torch.inference_mode():
+        inputs = encoder._processor(images=opened, return_tensors="pt")
+        plain = encoder._model.get_image_features(**inputs).pooler_output
+    plain = torch.nn.functional.normalize(plain, dim=1).numpy()
+    assert (encoder.encode_images(images) * plain).sum(axis=1).min() > 0.999
+
+
+def test_a_memory_holds_the_vectors_that_the_encoder_gives(checkpoints, tmp_path):
+    encoder = TransformersEncoder(checkpoints["clip"], device="cpu", batch_size=2)
+    files = []
+    for number, whole in enumerate(photographs(5, (500, 375))):
+        files.append(tmp_path / f"{number}.jpg")
+        files[-1].write_bytes(whole)
+    samples = [Sample(source=file.name, image=file, label="x") for file in files]
+    with LocalMemory.create(tmp_path / "m", encoder=encoder) as memory:
+        memory.add(samples)
+        ids, _ = memory.table("image")
+        np.testing.assert_allclose(memory.vectors(ids), encoder.encode_images(files), atol=1e-6)
+        thumbnail = Image.open(io.BytesIO(memory.thumbnail(int(ids[0]))))
+        assert thumbnail.size == (96, 72)
+
+
+class Processor:
+    """An image processor that says one thing and may do another."""
+
+    def __init__(self, inner, **changes):
+        self.inner, self.changes = inner, changes
+
+    def to_dict(self):
+        return {**self.inner.to_dict(), **self.changes}
+
+    def __call__(self, images, return_tensors):
+        return self.inner(images=images, return_tensors=return_tensors)
+
+
+def test_an_image_processor_that_does_anything_else_is_asked_itself(checkpoints):
+    clip = AutoImageProcessor.from_pretrained(checkpoints["clip"], backend="pil")
+    assert PixelPlan.of(Processor(clip)) is not None
+    for changes in (
+        {"do_rescale": False},
+        {"do_resize": False},
+        {"do_normalize": False},
+        {"resample": 0},
+        {"image_mean": [0.1, 0.2, 0.3]},
+        {"crop_size": {"height": 30, "width": 32}},
+        {"size": {"shortest_edge": 32, "longest_edge": 40}},
+        {"size": {"max_height": 32, "max_width": 40}},
+        {"size": None},
+    ):
+        assert PixelPlan.of(Processor(clip, **changes)) is None, changes
+    expected = {"clip": 32, "siglip": 32, "siglip2": None}
+    assert {family: TransformersEncoder(folder).input_side for family, folder in checkpoints.items()} == expected
+
+
+@pytest.mark.parametrize(("views", "count"), [("whole", 1), ("flip", 2), ("crops", 6), ("flip+crops", 12)])
+@pytest.mark.parametrize("family", [*BUILDERS, "fake"])
+def test_views_are_the_mean_of_their_vectors(checkpoints, family, views, count):
+    encoder = FakeEncoder() if family == "fake" else TransformersEncoder(checkpoints[family], device="cpu")
+    image = pictures(2)[1]
+    width, height = image.size
+    boxes = [(0.0, 0.0, 1.0, 1.0)]
+    if "crops" in views:
+        boxes += [(x, y, x + 0.8, y + 0.8) for x, y in ((0, 0), (0.2, 0), (0, 0.2), (0.2, 0.2), (0.1, 0.1))]
+    seen = [image.crop(tuple(round(e) for e in (a * width, b * height, c * width, d * height))) for a, b, c, d in boxes]
+    if "flip" in views:
+        seen += [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in seen]
+    assert len(seen) == len(views_of(Picture.of(image), views)) == count
+    mean = encoder.encode_images(seen).mean(axis=0)
+    found = encoder.encode_images([image, image], views=views, batch_size=5)
+    assert found[0] @ mean / np.linalg.norm(mean) > 0.999
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
+
+
+def test_views_are_named():
+    with pytest.raises(OptionError, match=r"views must be one of whole, flip, crops, flip\+crops, got 'turned'"):
+        FakeEncoder().encode_images([], views="turned")
+
+
+def test_chunked_map_rests_between_chunks():
+    taken = []
+
+    def items():
+        for i in range(7):
+            taken.append(i)
+            yield i
+
+    with worker_pool(3) as pool:
+        results = chunked_map(lambda i: i * i, items(), pool=pool, size=3)
+        assert [next(results) for _ in range(3)] == [0, 1, 4]
+        assert taken == [0, 1, 2]
+        assert list(results) == [9, 16, 25, 36]

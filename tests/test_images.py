@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rarvision.errors import ImageError, ImageTooLargeError, InputError, OptionError
-from rarvision.images import MAX_PIXELS, iter_image_paths, load_image, thumbnail
+from rarvision.images import MAX_PIXELS, Picture, iter_image_paths, load_image, load_picture, thumbnail
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -313,3 +313,77 @@ def test_thumbnail():
     assert original.size == (300, 100)
     with pytest.raises(OptionError, match="thumbnail"):
         thumbnail(original, 0)
+
+
+def smooth(size):
+    """A picture whose reduction is known: planes of colour that change slowly."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    return Image.fromarray(np.stack((255 * x, 255 * y, 127 + 120 * np.sin(5 * x + 3 * y)), axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(500, 375), (333, 401)])
+def test_a_reduced_jpeg_is_the_same_picture(orientation, size):
+    """Also where its sides are no multiple of the reduction, at whichever edge that shows."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    whole = encoded(smooth(size), "JPEG", exif=exif, quality=95)
+    full = load_image(whole)
+    for shortest, scale in ((160, 2), (80, 4), (40, 8)):
+        picture = load_picture(whole, shortest=shortest)
+        assert picture.size == full.size
+        assert picture.image.width == -(-full.width // scale)
+        target = (full.width // 20, full.height // 20)
+        expected = np.asarray(full.resize(target, Image.Resampling.BICUBIC), dtype=float)
+        found = np.asarray(picture.resized(target, Image.Resampling.BICUBIC), dtype=float)
+        assert np.abs(found - expected).mean() < 0.8, (scale, np.abs(found - expected).mean())
+        ignoring = np.asarray(picture.image.resize(target, Image.Resampling.BICUBIC), dtype=float)
+        if scale == 8:
+            assert np.abs(found - expected).mean() < np.abs(ignoring - expected).mean()
+
+
+def test_a_jpeg_is_reduced_only_as_far_as_it_may_be():
+    whole = encoded(smooth((500, 375)), "JPEG")
+    widths = {
+        (s, n): load_picture(whole, shortest=s, longest=n).image.width for s in (10, 188, 376) for n in (None, 300)
+    }
+    assert widths == {
+        (10, None): 63,
+        (10, 300): 500,
+        (188, None): 500,
+        (188, 300): 500,
+        (376, None): 500,
+        (376, 300): 500,
+    }
+    assert load_picture(whole, shortest=187).image.width == 250
+    assert load_picture(whole).image.size == (500, 375)
+    for kind in ("PNG", "WEBP", "TIFF"):
+        assert load_picture(encoded(smooth((500, 375)), kind), shortest=10).image.size == (500, 375)
+    cmyk = encoded(Image.new("CMYK", (500, 375), (0, 255, 255, 0)), "JPEG")
+    picture = load_picture(cmyk, shortest=10)
+    assert near(picture.image.getpixel((4, 4)), RED)
+    grey = load_picture(encoded(smooth((500, 375)).convert("L"), "JPEG"), shortest=10)
+    assert (grey.image.mode, grey.image.size) == ("RGB", (63, 47))
+
+
+def test_the_pixel_limit_is_about_the_stored_size():
+    whole = encoded(smooth((500, 375)), "JPEG")
+    with pytest.raises(ImageTooLargeError, match="500 x 375"):
+        load_picture(whole, shortest=10, max_pixels=500 * 375 - 1)
+    for keep in (0.02, 0.5):
+        with pytest.raises(ImageError):
+            load_picture(whole[: int(len(whole) * keep)], shortest=10)
+
+
+def test_parts_of_a_picture():
+    image = smooth((80, 40))
+    picture = Picture.of(image)
+    assert picture.whole() is image
+    assert picture.resized((80, 40), Image.Resampling.BICUBIC) is image
+    part = picture.cut(0.25, 0.5, 1.0, 1.0)
+    assert (part.size, part.box) == ((60, 20), (20, 20, 80, 40))
+    np.testing.assert_array_equal(np.asarray(part.whole()), np.asarray(image)[20:, 20:])
+    np.testing.assert_array_equal(np.asarray(part.mirrored().whole()), np.asarray(image)[20:, 20:][:, ::-1])
+    assert part.mirrored().mirrored().box == part.box
+    sliver = Picture.of(image.crop((0, 0, 1, 1))).cut(0.2, 0.2, 1, 1)
+    assert sliver.whole().size == sliver.size == (1, 1)

@@ -407,7 +407,7 @@ def test_rows_before_a_bad_one_stay_in_a_memory_that_was_there(memory, tmp_path,
     export_parquet(memory, tmp_path / "m.parquet")
     pq.write_table(edit(pq.read_table(tmp_path / "m.parquet"), pa, "category", 5, ""), tmp_path / "bad.parquet")
     monkeypatch.setattr(parquet_module, "_AT_ONCE", 2)
-    with create_like(memory, tmp_path / "there") as there:
+    with create_like(tmp_path / "there", memory) as there:
         with pytest.raises(DatasetError, match="row 5"):
             import_parquet(tmp_path / "bad.parquet", there)
         assert len(there) == 4
@@ -541,7 +541,7 @@ def test_a_memory_without_images_has_no_faiss_files(tmp_path):
 
 
 def test_a_memory_like_another_takes_its_entries(memory, tmp_path):
-    with create_like(memory, tmp_path / "like") as like:
+    with create_like(tmp_path / "like", memory) as like:
         assert (len(like), like.info().metadata, like.encoder_fingerprint) == (0, {"from": ODD}, ENCODER.fingerprint)
         assert memory.copy_to(like).added == 9
         assert state(like) == state(memory)

@@ -246,6 +246,44 @@ def test_nothing_is_written_within_a_snapshot(memory):
     assert memory.append(new_entries(range(2)), unit(2)).added == 2
 
 
+# Indexes --------------------------------------------------------------------------------------------------------
+
+
+def test_an_index_is_chosen_tuned_and_rebuilt(tmp_path, monkeypatch):
+    monkeypatch.setattr("rarvision.index.spec.EXACT_UP_TO", 500)
+    vectors, queries = unit(3_000), unit(40, seed=1)
+    with LocalMemory.create(tmp_path / "memory", encoder=ENCODER) as memory:
+        memory.append(new_entries(range(3_000)), vectors)
+        assert memory.info().details["indexed"] == 3_000
+        found = memory.tune_index(recall=0.9, k=3)
+        assert found.chosen.recall >= 0.9
+        assert found.rows == 3_000
+        files = {path.name for path in (memory.path / "segments").iterdir()}
+        memory.set_index("hnsw", {"m": 8})
+        assert {path.name for path in (memory.path / "segments").iterdir()} == files, "what is sealed stays"
+        report = memory.compact()
+        assert "3,000 of 3,000" in report.index
+        memory.append(new_entries(range(3_000, 3_040)), unit(40, seed=2))
+        assert memory.info().details["indexed"] == 3_000, "few new ones are searched exactly"
+        assert memory.verify() == ()
+        hits = memory.nearest(queries, 5)
+    with LocalMemory.open(tmp_path / "memory") as memory:
+        assert memory.info().index.startswith("hnsw(m=8")
+        np.testing.assert_array_equal(memory.nearest(queries, 5).ids, hits.ids)
+        memory.set_index("exact")
+        memory.compact()
+        assert memory.info().details["indexed"] == 0
+        exact = memory.nearest(queries, 5)
+        same = [len(set(a) & set(b)) for a, b in zip(exact.ids.tolist(), hits.ids.tolist(), strict=True)]
+        assert np.mean(same) / 5 > 0.9
+        memory.append(new_entries(range(5_000, 5_005)), unit(5, seed=3))
+        for wrong in ("annoy", "PCA999x"):
+            with pytest.raises(OptionError):
+                memory.set_index(wrong)
+        with pytest.raises(OptionError, match="auto"):
+            memory.set_index("auto", {"m": 3})
+
+
 # Encoding anew --------------------------------------------------------------------------------------------------
 
 
@@ -487,6 +525,7 @@ def old_memory(memory):
         "thumbnails": "content, jpeg",
     }
     rows = {table: new.execute(f"SELECT {columns} FROM {table}").fetchall() for table, columns in tables.items()}
+    rows["meta"].append(("index_parameters", "{}"))
     rows["categories"] = [row for row in rows["categories"] if row[1] is not None]
     new.close()
     path.unlink()

@@ -131,7 +131,8 @@ def test_what_is_imported_is_declared():
     Training the embedded models is left out: it also uses what transformers brings.
     """
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^\w.-]", text)[0].lower() for text in project["dependencies"]}
+    asked = [*project["dependencies"], *(text for group in project["optional-dependencies"].values() for text in group)]
+    declared = {re.split(r"[^\w.-]", text)[0].lower() for text in asked}
     providers = packages_distributions()
     undeclared = set()
     for path in Path(rarvision.__file__).parent.rglob("*.py"):

@@ -217,7 +217,7 @@ def test_a_category_beyond_the_neighbours_still_has_exemplars(world):
 def test_blocks_do_not_change_the_answer(world, monkeypatch):
     memory, _, _, queries = world
     whole = Retriever(memory, k=3).retrieve(queries)
-    monkeypatch.setattr("rarvision.retrieval._SCORES_AT_ONCE", 1)
+    monkeypatch.setattr("rarvision.retrieval.retriever._SCORES_AT_ONCE", 1)
     single = Retriever(memory, k=3).retrieve(queries)
     assert [[c.category for c in row] for row in whole] == [[c.category for c in row] for row in single]
     assert Retriever(memory).retrieve(queries[:0]) == []

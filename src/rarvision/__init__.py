@@ -43,10 +43,12 @@ if TYPE_CHECKING:
         AddReport,
         LocalMemory,
         Memory,
+        MilvusMemory,
         export_faiss,
         export_parquet,
         import_faiss,
         import_parquet,
+        open_memory,
     )
     from rarvision.pipeline import RecognitionFailure, Recognizer
     from rarvision.ranking import BaseRanker, Ranker
@@ -85,6 +87,7 @@ __all__ = [
     "LocalMemory",
     "Memory",
     "Message",
+    "MilvusMemory",
     "NameList",
     "Neighbour",
     "Prediction",
@@ -107,6 +110,7 @@ __all__ = [
     "load_image",
     "open_chat",
     "open_dataset",
+    "open_memory",
     "same_encoder",
     "weights_path",
 ]
@@ -144,10 +148,12 @@ _HOME = {
     "AddReport": "memory",
     "LocalMemory": "memory",
     "Memory": "memory",
+    "MilvusMemory": "memory",
     "export_faiss": "memory",
     "export_parquet": "memory",
     "import_faiss": "memory",
     "import_parquet": "memory",
+    "open_memory": "memory",
     "RecognitionFailure": "pipeline",
     "Recognizer": "pipeline",
     "BaseRanker": "ranking",

@@ -15,6 +15,7 @@
     │   ├── MemoryExistsError      a memory is there already
     │   ├── MemoryEmptyError       nothing to search
     │   ├── MemoryLockedError      another process is writing to it
+    │   ├── MemoryUnavailableError the server that keeps it does not answer
     │   ├── MemoryCorruptError     what is stored does not fit together
     │   └── EncoderMismatchError   another encoder's vectors
     └── ChatError                  the multimodal LLM
@@ -46,6 +47,7 @@ __all__ = [
     "MemoryLockedError",
     "MemoryNotFoundError",
     "MemoryStoreError",
+    "MemoryUnavailableError",
     "MissingExtraError",
     "OptionError",
     "RarvisionError",
@@ -102,6 +104,10 @@ class MemoryEmptyError(MemoryStoreError):
 
 class MemoryLockedError(MemoryStoreError):
     """Another process is writing to the memory."""
+
+
+class MemoryUnavailableError(MemoryStoreError):
+    """The server that keeps the memory does not answer: absent, overloaded, or it refuses the credentials."""
 
 
 class MemoryCorruptError(MemoryStoreError):

@@ -22,7 +22,7 @@ from rarvision.calibration import (
     ranker_log_scores,
     unknown_probability,
 )
-from rarvision.encoders import ordered_map
+from rarvision.encoders import Views, check_views, ordered_map
 from rarvision.errors import (
     ChatError,
     ChatUnavailableError,
@@ -87,6 +87,7 @@ class Recognizer:
             in the prediction's ``ranking.status`` and ``reason`` (True). A strategy that the MLLM does not serve is
             raised either way. An image that the MLLM's preprocessing refuses fails alone (False), or falls back.
         batch_size: Images that are encoded and ranked together.
+        views: What is encoded of each image, see `rarvision.encoders.Views`: several views cost as many forward passes.
 
     Raises:
         OptionError: An option is out of range, or ``k`` contradicts the retriever's.
@@ -103,6 +104,7 @@ class Recognizer:
         calibration: Calibration | None = None,
         allow_fallback: bool = False,
         batch_size: int = 32,
+        views: Views = "whole",
     ) -> None:
         if batch_size < 1:
             raise OptionError(f"batch_size must be at least 1, got {batch_size}")
@@ -119,6 +121,7 @@ class Recognizer:
         self._calibration = calibration or Calibration()
         self._allow_fallback = allow_fallback
         self._batch_size = batch_size
+        self._views = check_views(views)
 
     @property
     def memory(self) -> Memory:
@@ -149,6 +152,7 @@ class Recognizer:
             "memory_content": self._memory.content_hash,
             "entries": self._memory.count(),
             "categories": len(self._memory.categories()),
+            "views": self._views,
             "retriever": _retriever_settings(self._retriever),
             "ranker": None if self._ranker is None else dict(self._ranker.settings),
             "ranker_weight": self._weight,
@@ -265,12 +269,14 @@ class Recognizer:
         images = [item.image for item in batch if isinstance(item, _Loaded)]
         vectors: list[Float[np.ndarray, " dim"] | RarvisionError]
         try:
-            vectors = list(encoder.encode_images(images, batch_size=self._batch_size)) if images else []
+            vectors = (
+                list(encoder.encode_images(images, batch_size=self._batch_size, views=self._views)) if images else []
+            )
         except RarvisionError:
             vectors = []
             for image in images:  # one by one, so that only the culprit fails
                 try:
-                    vectors.append(encoder.encode_images([image])[0])
+                    vectors.append(encoder.encode_images([image], views=self._views)[0])
                 except RarvisionError as error:
                     vectors.append(error)
         encoded = iter(vectors)
@@ -375,6 +381,7 @@ def _retriever_settings(retriever: Retriever) -> dict[str, Any]:
         "text_ratio": retriever.text_ratio,
         "prototype_weight": retriever.prototype_weight,
         "sharpness": retriever.sharpness,
+        "hubness": retriever.hubness,
     }
 
 

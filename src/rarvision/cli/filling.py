@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from rarvision.cli.output import echo_json, progress, say
 from rarvision.errors import InputError, OptionError
 
 if TYPE_CHECKING:
-    from rarvision.memory import AddReport, LocalMemory
+    from rarvision.memory import AddReport, Memory
     from rarvision.types import Sample
 
 __all__ = ["add", "create"]
@@ -22,12 +22,11 @@ __all__ = ["add", "create"]
 SOME_FAILED = 1
 
 
-class IndexKind(StrEnum):
-    """How vectors are searched."""
+class Engine(StrEnum):
+    """Who decodes and encodes images."""
 
-    AUTO = "auto"
-    EXACT = "exact"
-    HNSW = "hnsw"
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class Order(StrEnum):
@@ -75,9 +74,15 @@ def create(
     sources: SourcesArgument = None,
     *,
     encoder: options.NewEncoderOption = "embedded:clip-16",
-    index: Annotated[IndexKind, typer.Option("--index", help="auto is exact while small, HNSW when large.")] = (
-        IndexKind.AUTO
-    ),
+    index: Annotated[
+        str,
+        typer.Option(
+            "--index",
+            metavar="KIND",
+            help="auto (exact while small, shortlists of compressed vectors when large), exact, hnsw, rescored, or a "
+            "faiss factory string.",
+        ),
+    ] = "auto",
     thumbnails: Annotated[
         int,
         typer.Option(
@@ -109,7 +114,7 @@ def create(
       rarvision memory create pets.memory train.csv --with-names --thumbnails 0
       rarvision memory create names.memory names.txt --template "a photo of a {}."
     """
-    from rarvision.memory import LocalMemory
+    from rarvision.memory.opening import create_memory
 
     models.set_max_pixels(max_pixels)
     additions = _Additions(
@@ -122,10 +127,10 @@ def create(
         template=template,
         with_names=with_names,
     )
-    created = LocalMemory.create(
+    created = create_memory(
         memory,
         encoder=models.open_encoder(encoder, device=device),
-        index=index.value,
+        index=index,
         thumbnails=thumbnails or None,
         metadata={models.ENCODER_KEY: encoder},
     )
@@ -145,6 +150,22 @@ def add(
     template: TemplateOption = None,
     with_names: WithNamesOption = False,
     encoder: options.EncoderOption = None,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="Where images are encoded: here, or by workers of Ray; see docs.")
+    ] = Engine.LOCAL,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="ADDRESS",
+            help="A running Ray cluster, such as auto or ray://head:10001.",
+            show_default="RAY_ADDRESS, else this machine",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, metavar="N", help="Encoders at work in Ray.", show_default="one a GPU or CPU"),
+    ] = None,
     batch_size: options.BatchSizeOption = 32,
     device: options.DeviceOption = "auto",
     max_pixels: options.MaxPixelsOption = None,
@@ -159,8 +180,9 @@ def add(
       rarvision memory add pets.memory photos/tabby-*.jpg --category "tabby cat"
       find . -name 'tabby*.jpg' -print0 | rarvision memory add pets.memory - -0 --category "tabby cat"
       rarvision memory add pets.memory names.txt --template "a photo of a {}, a type of pet."
+      rarvision memory add pets.memory photos.csv --engine ray --ray-address auto
     """
-    from rarvision.memory import LocalMemory
+    from rarvision.memory.opening import open_memory
 
     models.set_max_pixels(max_pixels)
     additions = _Additions(
@@ -173,9 +195,18 @@ def add(
         template=template,
         with_names=with_names,
     )
-    with LocalMemory.open(memory) as store:
-        models.bind_encoder(store, encoder=encoder, device=device)
-        additions.into(store, batch_size=batch_size, quiet=quiet, json=json)
+    if engine is Engine.LOCAL and (ray_address is not None or workers is not None):
+        raise OptionError("--ray-address and --workers go with --engine ray")
+    with open_memory(memory) as store:
+        bulk = None
+        if engine is Engine.RAY:
+            bulk = models.ray_options(store, encoder=encoder, device=device) | {
+                "address": ray_address,
+                "workers": workers,
+            }
+        else:
+            models.bind_encoder(store, encoder=encoder, device=device)
+        additions.into(store, batch_size=batch_size, quiet=quiet, json=json, bulk=bulk)
 
 
 class _Additions:
@@ -227,7 +258,9 @@ class _Additions:
         for samples in self.samples:
             yield from samples
 
-    def into(self, store: LocalMemory, *, batch_size: int, quiet: bool, json: bool) -> None:
+    def into(
+        self, store: Memory, *, batch_size: int, quiet: bool, json: bool, bulk: dict[str, Any] | None = None
+    ) -> None:
         """Add to the memory, tell what was done, and exit with 1 where images failed."""
         counts = {"added": 0, "skipped": 0, "failed": 0}
 
@@ -237,8 +270,16 @@ class _Additions:
 
         if self.total:
             with progress("Encoding", total=self.total, quiet=quiet) as bar:
-                count(store.add(self._all(), batch_size=batch_size, on_error=_report_bad, progress=bar.to))
+                told: dict[str, Any] = {"batch_size": batch_size, "on_error": _report_bad, "progress": bar.to}
+                if bulk is None:
+                    count(store.add(self._all(), **told))
+                else:
+                    from rarvision.memory.bulk_ray import add_with_ray
+
+                    count(add_with_ray(store, self._all(), **told, **bulk))
         if self.names:
+            if bulk is not None:
+                store.bind(bulk["load"]())
             with progress("Encoding names", total=len(self.names), quiet=quiet, unit="names") as bar:
                 count(store.add_texts(self.names, templates=self.templates, progress=bar.to))
         entries, categories = len(store), len(store.categories())

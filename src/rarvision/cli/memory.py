@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rarvision.cli import filling, memory_care, memory_exchange, models, options
+from rarvision.cli import filling, memory_care, memory_exchange, memory_index, memory_migrate, models, options
 from rarvision.cli.conditions import (
     AmongOption,
     CategoryOption,
@@ -24,7 +24,7 @@ from rarvision.cli.output import echo_json, print_table, progress, say, size_tex
 from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
-    from rarvision.memory import LocalMemory
+    from rarvision.memory import Memory
     from rarvision.types import Neighbour
 
 __all__ = ["app"]
@@ -37,7 +37,8 @@ app = typer.Typer(
     help="""
 Make a memory of labelled images or names, and look into it.
 
-A memory is a folder. It is bound to the encoder that made its vectors, and remembers it.
+A memory is a folder, or lives in Milvus (milvus:FILE.db#NAME, milvus+http://HOST:PORT#NAME). It is bound to the
+encoder that made its vectors, and remembers it.
 
 \b
 Examples:
@@ -56,6 +57,7 @@ read meanwhile; whatever a command reports as done survives a crash. Exit codes 
 )
 app.command()(filling.create)
 app.command()(filling.add)
+app.command()(memory_migrate.migrate)
 
 
 @app.command()
@@ -79,9 +81,9 @@ def remove(
     chosen = conditions(category=category, source=source, entry=entry, where=where)
     if not chosen:
         raise OptionError("say what to remove: --category NAME, --source PATH, --id N, or --where KEY=VALUE")
-    from rarvision.memory import LocalMemory
+    from rarvision.memory import open_memory
 
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         removed = store.remove(**chosen)
         left = len(store)
     if json:
@@ -107,9 +109,9 @@ def info(
       rarvision memory info pets.memory --json
       rarvision memory info pets.memory --categories --csv categories.csv
     """
-    from rarvision.memory import LocalMemory
+    from rarvision.memory.opening import open_memory
 
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         facts = store.info().to_dict()
         names, repairs = store.categories(), list(store.repairs)
         if csv and categories:
@@ -126,7 +128,7 @@ def info(
         print_table(("category",), [(name,) for name in names])
 
 
-def _counts(store: LocalMemory) -> Iterator[dict[str, Any]]:
+def _counts(store: Memory) -> Iterator[dict[str, Any]]:
     """How many entries each category has, in the order in which the categories came."""
     images = Counter(store.table("image")[1].tolist())
     texts = Counter(store.table("text")[1].tolist())
@@ -195,7 +197,7 @@ def search(
     """
     import numpy as np
 
-    from rarvision.memory import LocalMemory, Where
+    from rarvision.memory import Where, open_memory
 
     models.set_max_pixels(max_pixels)
     filters = Where(categories=category or None, metadata=parse_where(where))
@@ -203,7 +205,7 @@ def search(
     words = text or []
     if not paths and not words:
         raise OptionError("say what to search for: images, or --text WORDS")
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         _check_categories(store, category or [])
         models.bind_encoder(store, encoder=encoder, device=device)
         bad: dict[int, str] = {}
@@ -231,7 +233,7 @@ def search(
         raise typer.Exit(SOME_FAILED)
 
 
-def _check_categories(store: LocalMemory, names: list[str]) -> None:
+def _check_categories(store: Memory, names: list[str]) -> None:
     known = store.categories() if names else []
     for name in names:
         if name not in known:
@@ -280,11 +282,11 @@ def evaluate(
     --json prints one object: top1, recall_at_5_images (the category is among the 5 nearest images),
       recall_at_5_categories (among the 5 nearest categories), entries, categories; --csv writes it as a row
     """
-    from rarvision.memory import LocalMemory
+    from rarvision.memory.opening import open_memory
     from rarvision.retrieval import leave_one_out as measure
 
     with (
-        LocalMemory.open(memory) as store,
+        open_memory(memory) as store,
         progress("Leaving one out", total=store.count("image"), quiet=quiet) as bar,
     ):
         result = measure(store, progress=bar.to).to_dict()
@@ -307,3 +309,4 @@ def evaluate(
 
 memory_exchange.register(app)
 memory_care.register(app)
+memory_index.register(app)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,17 +18,21 @@ from rarvision.cli.conditions import (
     SourceOption,
     WhereOption,
     conditions,
+    is_address,
 )
 from rarvision.cli.output import echo_json, print_table, printable, progress, say, size_text
 from rarvision.errors import InputError, MemoryNotFoundError, OptionError
+
+if TYPE_CHECKING:
+    from rarvision.memory import LocalMemory
 
 __all__ = ["register"]
 
 SOME_FAILED = 1
 
-SourceArgument = Annotated[Path, typer.Argument(metavar="SRC", help="The memory's folder.")]
+SourceArgument = Annotated[str, typer.Argument(metavar="SRC", help="The memory: its folder, or its address in Milvus.")]
 TargetArgument = Annotated[
-    Path, typer.Argument(metavar="DST", help="Another memory of the same encoder; made where there is none.")
+    str, typer.Argument(metavar="DST", help="Another memory of the same encoder; made where there is none.")
 ]
 
 
@@ -54,9 +58,9 @@ def rename(
     \b
     --json prints one object: renamed (entries of the category), category, entries, categories
     """
-    from rarvision.memory import LocalMemory
+    from rarvision.memory import open_memory
 
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         renamed = store.rename_category(old, new)
         result = {"renamed": renamed, "category": new, "entries": len(store), "categories": len(store.categories())}
     if json:
@@ -83,9 +87,9 @@ def merge(
     \b
     --json prints one object: changed (entries that have another category now), dropped, category, entries, categories
     """
-    from rarvision.memory import LocalMemory
+    from rarvision.memory import open_memory
 
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         before = len(store)
         changed = store.merge_categories(names, into)
         entries, categories = len(store), len(store.categories())
@@ -158,19 +162,19 @@ def copy(
     _transfer(source_memory, target, chosen, removing=False, quiet=quiet, json=json)
 
 
-def _transfer(source: Path, target: Path, chosen: dict[str, Any], *, removing: bool, quiet: bool, json: bool) -> None:
-    from rarvision.memory import LocalMemory, create_like
+def _transfer(source: str, target: str, chosen: dict[str, Any], *, removing: bool, quiet: bool, json: bool) -> None:
+    from rarvision.memory import create_like, open_memory
     from rarvision.memory.exporting import select
 
     with ExitStack() as stack:
-        ours = stack.enter_context(LocalMemory.open(source))
+        ours = stack.enter_context(open_memory(source))
         total = len(select(ours, **chosen))
-        if not total and not target.exists():
+        if not total and not is_address(target) and not Path(target).exists():
             raise OptionError(f"no entry of {source} meets the conditions; nothing was done")
         try:
-            theirs = stack.enter_context(LocalMemory.open(target))
+            theirs = stack.enter_context(open_memory(target))
         except MemoryNotFoundError:
-            theirs = stack.enter_context(create_like(ours, target))
+            theirs = stack.enter_context(create_like(target, ours))
         with progress("Moving" if removing else "Copying", total=total, quiet=quiet, unit="entries") as bar:
             report = (ours.move_to if removing else ours.copy_to)(theirs, progress=bar.to, **chosen)
         here, there = len(ours), len(theirs)
@@ -206,9 +210,7 @@ def verify(
       1  something is not; the table says what
       3  it cannot be opened at all
     """
-    from rarvision.memory import LocalMemory
-
-    with LocalMemory.open(memory) as store:
+    with open_folder(memory) as store:
         about = store.info()
         with progress("Checking", total=about.bytes >> 20, quiet=quiet, unit="MB") as bar:
             problems = store.verify(progress=in_megabytes(bar.to))
@@ -225,6 +227,15 @@ def verify(
             say_done(f"{memory}: {about.entries:,} entries, {size_text(about.bytes)}: all as it was written")
     if problems:
         raise typer.Exit(SOME_FAILED)
+
+
+def open_folder(memory: str) -> LocalMemory:
+    """Open a memory in a folder; raises `OptionError` for one that Milvus looks after."""
+    if is_address(memory):
+        raise OptionError(f"{memory} is kept by Milvus, which looks after its files itself; this is for a folder")
+    from rarvision.memory import LocalMemory
+
+    return LocalMemory.open(memory)
 
 
 def in_megabytes(show: Callable[[int], None]) -> Callable[[int], None]:
@@ -246,10 +257,8 @@ def compact(
     \b
     --json prints one object: entries, segments_before, segments_after, bytes_before, bytes_after, index
     """
-    from rarvision.memory import LocalMemory
-
     with (
-        LocalMemory.open(memory) as store,
+        open_folder(memory) as store,
         progress("Compacting", total=len(store), quiet=quiet, unit="entries") as bar,
     ):
         report = store.compact(progress=bar.to)
@@ -299,10 +308,8 @@ def reencode(
       0  the memory is the new encoder's
       1  some images cannot be had; the memory is still the old encoder's
     """
-    from rarvision.memory import LocalMemory
-
     models.set_max_pixels(max_pixels)
-    with LocalMemory.open(memory) as store:
+    with open_folder(memory) as store:
         loaded = models.open_encoder(encoder, device=device)
         with progress("Encoding anew", total=len(store), quiet=quiet, unit="entries") as bar:
             report = store.reencode(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rarvision.chat import Chat
     from rarvision.cli.path import PathOptions
     from rarvision.encoders import Encoder
-    from rarvision.memory import LocalMemory
+    from rarvision.memory import Memory
     from rarvision.pipeline import Recognizer
     from rarvision.ranking import Ranker
 
@@ -31,6 +32,7 @@ __all__ = [
     "open_ranker",
     "open_recognizer",
     "quiet_transformers",
+    "ray_options",
     "set_max_pixels",
 ]
 
@@ -73,30 +75,46 @@ def open_encoder(spec: str, *, device: str = "auto") -> Encoder:
     return TransformersEncoder(name, revision=revision, device=device)
 
 
-def bind_encoder(memory: LocalMemory, *, encoder: str | None = None, device: str = "auto") -> None:
+def bind_encoder(memory: Memory, *, encoder: str | None = None, device: str = "auto") -> None:
     """Load a memory's encoder: the one given, else an embedded one by its name, else what the memory remembers.
 
     Raises:
         EncoderMismatchError: The memory's vectors are another's.
     """
-    remembered: Any = None
-    if encoder is None:
-        remembered = memory.info().metadata.get(ENCODER_KEY)
-        if isinstance(remembered, str) and remembered.startswith(EMBEDDED):
-            encoder = remembered  # by name: the folder of an installed package moves
-        elif memory.encoder_name and device != "auto":
-            encoder = remembered if isinstance(remembered, str) else memory.encoder_name
-    if encoder is not None:
+    spec = _encoder_of(memory, encoder=encoder, device=device)
+    if spec is not None:
         try:
-            memory.bind(open_encoder(encoder, device=device))
+            memory.bind(open_encoder(spec, device=device))
         except EncoderMismatchError:
-            if encoder != remembered or not memory.encoder_name:
+            if encoder is not None or not memory.encoder_name:
                 raise
             # All of it was encoded anew since: the memory's own record is the newer one.
             memory.bind(open_encoder(memory.encoder_name, device=device))
     else:
         quiet_transformers()
         _ = memory.encoder  # loads it now, so that what is wrong with it shows before images are read
+
+
+def _encoder_of(memory: Memory, *, encoder: str | None, device: str) -> str | None:
+    """What names the encoder to load; None where the memory itself knows best."""
+    if encoder is not None:
+        return encoder
+    remembered = memory.info().metadata.get(ENCODER_KEY)
+    if isinstance(remembered, str) and remembered.startswith(EMBEDDED):
+        return remembered  # by name: the folder of an installed package moves
+    if memory.encoder_name and device != "auto":
+        return remembered if isinstance(remembered, str) else memory.encoder_name
+    return None
+
+
+def ray_options(memory: Memory, *, encoder: str | None = None, device: str = "auto") -> dict[str, Any]:
+    """How Ray workers load a memory's encoder, as `bind_encoder` does here."""
+    spec = _encoder_of(memory, encoder=encoder, device=device)
+    if spec is not None:
+        return {"load": partial(open_encoder, spec, device=device)}
+    from rarvision.memory.bulk_ray import loader_of
+
+    return {"load": loader_of(memory)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +190,13 @@ def _prompt(given: str | None) -> str | None:
 
 @contextmanager
 def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
-    """Open the whole path on a memory's folder; closed at the end."""
-    from rarvision.memory import LocalMemory
+    """Open the whole path on a memory; closed at the end."""
+    from rarvision.memory.opening import open_memory
     from rarvision.pipeline import Recognizer
     from rarvision.retrieval import Retriever
 
     weight, fitted = _weight(path.ranker_weight), _calibration(path.calibration)
+    text_weight = _text_weight(path.text_weight)
     ranker = RankerOptions(
         spec=path.ranker,
         strategy=path.strategy.value,
@@ -189,7 +208,7 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
         timeout_s=path.timeout,
     )
     with ExitStack() as stack:
-        store = stack.enter_context(LocalMemory.open(path.memory))
+        store = stack.enter_context(open_memory(path.memory))
         bind_encoder(store, encoder=path.encoder, device=path.device)
         ranks = open_ranker(ranker, device=path.device, batch_size=path.batch_size)
         if ranks is not None:
@@ -203,7 +222,10 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
                 source=cast("Any", path.retrieval.value),
                 aggregate=cast("Any", path.aggregate.value),
                 distinct=not path.repeats,
+                hubness=cast("Any", path.hubness.value),
+                text_weight=text_weight,
             ),
+            views=cast("Any", path.views.value),
             allow_fallback=path.allow_fallback,
             batch_size=path.batch_size,
             ranker_weight=weight,
@@ -218,6 +240,18 @@ def _weight(text: str) -> float | Literal["replace"]:
         return float(text)
     except ValueError:
         raise OptionError(f"--ranker-weight must be a number or replace, got {text!r}") from None
+
+
+def _text_weight(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        weight = float(text)
+    except ValueError:
+        raise OptionError(f"--text-weight must be a number from 0 to 1, or auto, got {text!r}") from None
+    if not 0.0 <= weight <= 1.0:
+        raise OptionError(f"--text-weight must lie between 0 and 1, got {text}; 0 is the images alone, 1 the names")
+    return weight
 
 
 def _calibration(path: Path | None) -> Calibration | None:

@@ -19,6 +19,8 @@ __all__ = [
     "CsvOption",
     "DeviceOption",
     "EncoderOption",
+    "Hubness",
+    "HubnessOption",
     "JsonOption",
     "KOption",
     "MaxPixelsOption",
@@ -41,7 +43,10 @@ __all__ = [
     "RetrievalSourceOption",
     "Strategy",
     "StrategyOption",
+    "TextWeightOption",
     "TimeoutOption",
+    "Views",
+    "ViewsOption",
 ]
 
 
@@ -70,7 +75,27 @@ class Aggregate(StrEnum):
     NEAREST = "nearest"
     SUM = "sum"
     VOTE = "vote"
+    WEIGHTED = "weighted"
+    TIP = "tip"
     PROTOTYPE = "prototype"
+
+
+class Hubness(StrEnum):
+    """How categories that are near to everything are held back."""
+
+    NONE = "none"
+    MEAN = "mean"
+    CSLS = "csls"
+    SOFTMAX = "softmax"
+
+
+class Views(StrEnum):
+    """What is encoded of an image."""
+
+    WHOLE = "whole"
+    FLIP = "flip"
+    CROPS = "crops"
+    BOTH = "flip+crops"
 
 
 class Quantization(StrEnum):
@@ -87,8 +112,9 @@ class Modality(StrEnum):
     TEXT = "text"
 
 
-MemoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The memory's folder.")]
-MemoryOption = Annotated[Path, typer.Option("--memory", "-m", metavar="DIR", help="The memory's folder.")]
+_MEMORY = "The memory's folder, or its address in Milvus (see the help of memory migrate)."
+MemoryArgument = Annotated[str, typer.Argument(metavar="DIR", help=_MEMORY)]
+MemoryOption = Annotated[str, typer.Option("--memory", "-m", metavar="DIR", help=_MEMORY)]
 _ENCODERS = "MODEL|FOLDER|embedded:clip-16|embedded:clip-32"
 NewEncoderOption = Annotated[
     str,
@@ -181,8 +207,33 @@ AggregateOption = Annotated[
     Aggregate,
     typer.Option(
         "--aggregate",
-        help="How a category's images make its score: the nearest, their mean (prototype), both (blend), a vote, or a "
-        "soft sum.",
+        help="How a category's images make its score: the nearest, their mean (prototype), both (blend), a vote, a "
+        "vote weighted by similarity, a soft sum, or Tip-Adapter's cache (tip).",
+    ),
+]
+HubnessOption = Annotated[
+    Hubness,
+    typer.Option(
+        "--hubness",
+        help="Hold back categories that are near to everything, as the memory's images tell: by their mean similarity, "
+        "CSLS, or inverted softmax. Not with --aggregate vote, weighted or tip.",
+    ),
+]
+TextWeightOption = Annotated[
+    str,
+    typer.Option(
+        "--text-weight",
+        metavar="W|auto",
+        help="Share of the names beside the images, 0 to 1, where both are searched; auto fits it on the memory's own "
+        "images, left out one at a time.",
+    ),
+]
+ViewsOption = Annotated[
+    Views,
+    typer.Option(
+        "--views",
+        help="Encode several views of each image and average them: with its mirror image (2 forward passes), with five "
+        "crops (6), or both (12).",
     ),
 ]
 RepeatsOption = Annotated[

@@ -27,6 +27,9 @@ class PathOptions:
     calibration: options.CalibrationOption = None
     retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED
     aggregate: options.AggregateOption = options.Aggregate.BLEND
+    hubness: options.HubnessOption = options.Hubness.NONE
+    text_weight: options.TextWeightOption = "0.5"
+    views: options.ViewsOption = options.Views.WHOLE
     repeats: options.RepeatsOption = False
     allow_fallback: options.AllowFallbackOption = False
     quantization: options.QuantizationOption = None

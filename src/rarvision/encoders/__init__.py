@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from rarvision.encoders.base import (
     Encoder,
+    Prepared,
     check_templates,
     ordered_map,
     probe_matches,
     same_encoder,
     worker_pool,
 )
+from rarvision.encoders.text_cache import TextCache, cache_folder
 from rarvision.encoders.transformers import TransformersEncoder
+from rarvision.encoders.views import Views, check_views
 
 __all__ = [
     "Encoder",
+    "Prepared",
+    "TextCache",
     "TransformersEncoder",
+    "Views",
+    "cache_folder",
     "check_templates",
+    "check_views",
     "ordered_map",
     "probe_matches",
     "same_encoder",

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import abc
+import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from rarvision.encoders.views import Views, check_views, smallest_view, views_of
 from rarvision.errors import EncoderError, ImageError, OptionError
+from rarvision.images import Picture, load_picture
 
 __all__ = [
     "Encoder",
+    "Prepared",
     "batch_size_of",
     "check_templates",
     "ordered_map",
@@ -29,7 +35,7 @@ __all__ = [
 ImageSource = Path | str | bytes | Image.Image
 """Whatever `rarvision.images.load_image` opens."""
 
-_DECODERS = 4
+_MARGIN = 3  # a JPEG keeps thrice the side that the model sees: exact to 0.9999 of cosine where twice gives 0.999
 _PROBE_TEXTS = ("a photo of a small red bird", "42 striped fish")
 
 _In = TypeVar("_In")
@@ -53,10 +59,25 @@ def ordered_map(
             future.cancel()
 
 
+def chunked_map(
+    function: Callable[[_In], _Out], items: Iterable[_In], *, pool: ThreadPoolExecutor, size: int
+) -> Iterator[_Out]:
+    """Map in a pool, in order, ``size`` items at a time; between them, while the caller computes, the pool rests."""
+    stream = iter(items)
+    while chunk := list(itertools.islice(stream, size)):
+        yield from list(pool.map(function, chunk))
+
+
+def _decoders() -> int:
+    """Threads that decode: the processors that this process may use, at least 2, as some wait for a disk."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(2, usable))
+
+
 @contextmanager
-def worker_pool(threads: int = _DECODERS) -> Iterator[ThreadPoolExecutor]:
+def worker_pool(threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
     """A pool that, when the block ends for whatever reason, drops what it has not begun."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="rarvision-read")
+    pool = ThreadPoolExecutor(threads or _decoders(), thread_name_prefix="rarvision-read")
     try:
         yield pool
     finally:
@@ -72,11 +93,18 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return tuple(templates)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """An image as the model takes it, once for each view; made by `Encoder.prepare`, for `Encoder.encode_prepared`."""
+
+    inputs: tuple[Any, ...]
+
+
 class Encoder(abc.ABC):
     """Maps images and texts into one space of unit vectors, compared by cosine.
 
     Implementers write `name`, `dim`, `fingerprint`, `_encode_images` and `_encode_texts`; batching, decoding,
-    normalising and checks live here.
+    normalising and checks live here. Whoever wants speed also writes `_prepare` and `input_side`.
     """
 
     @property
@@ -95,8 +123,8 @@ class Encoder(abc.ABC):
         """Same for the same weights and preprocessing, on any machine; memories are bound to it."""
 
     @abc.abstractmethod
-    def _encode_images(self, images: list[Image.Image]) -> Float[np.ndarray, "n dim"]:
-        """One batch of RGB images; any float dtype, normalised or not."""
+    def _encode_images(self, images: list[Any]) -> Float[np.ndarray, "n dim"]:
+        """One batch of RGB PIL images (or of what `_prepare` returns); any float dtype, normalised or not."""
 
     @abc.abstractmethod
     def _encode_texts(self, texts: list[str]) -> Float[np.ndarray, "n dim"]:
@@ -108,22 +136,50 @@ class Encoder(abc.ABC):
         return None
 
     @property
+    def precision(self) -> str:
+        """What the model computes in; part of what a kept vector belongs to, as the fingerprint does not tell it."""
+        return "float32"
+
+    @property
     def batch_size(self) -> int:
         """Images or texts in one forward pass, unless the caller says otherwise."""
         return 32
+
+    @property
+    def input_side(self) -> int | None:
+        """Shorter side of what the model sees, pixels: a larger JPEG may be decoded at a fraction of its size.
+
+        None where images have to come at their full size.
+        """
+        return None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the next images are decoded while the model computes: not where both need the same processor."""
+        return True
+
+    def _prepare(self, picture: Picture) -> Any:
+        """One element of what `_encode_images` gets; called by several threads at once."""
+        return picture.whole()
 
     def encode_images(
         self,
         images: Sequence[ImageSource],
         *,
         batch_size: int | None = None,
+        views: Views = "whole",
         on_error: Callable[[int, ImageError], None] | None = None,
     ) -> Float[np.ndarray, "n dim"]:
-        """Encode images; they are decoded in a few threads while the model runs.
+        """Encode images; they are decoded and made ready for the model in a few threads.
+
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where three times `input_side` is left; its vector differs from
+        that of the full size by less than 0.001 of cosine (measured in ``docs/benchmarks.md``).
 
         Args:
             images: Paths, encoded bytes or PIL images.
             batch_size: Images in one forward pass; the encoder's own by default.
+            views: What is encoded of each image; the mean of several views' vectors is normalised. The cost grows with
+                their number: see `rarvision.encoders.views.Views`.
             on_error: Called with the position and the error of an image that cannot be read; its row is NaN, which
                 no search accepts, and the other images are not affected. Without it the error is raised.
 
@@ -133,36 +189,86 @@ class Encoder(abc.ABC):
         Raises:
             ImageError: An image cannot be read, and there is no ``on_error``.
             EncoderError: The model returned something else than a finite vector an image.
+            OptionError: ``batch_size`` or ``views`` is none.
         """
-        from rarvision.images import load_image
-
-        size = batch_size_of(batch_size or self.batch_size)
+        size = batch_size_of(self.batch_size if batch_size is None else batch_size)
+        chosen = check_views(views)
         vectors = np.full((len(images), self.dim), np.nan, dtype=np.float32)
 
-        def decode(item: tuple[int, ImageSource]) -> tuple[int, Image.Image | ImageError]:
+        def decode(item: tuple[int, ImageSource]) -> tuple[int, Prepared | ImageError]:
             try:
-                return item[0], load_image(item[1])
+                return item[0], self.prepare(item[1], views=chosen)
             except ImageError as error:
                 return item[0], error
 
         with worker_pool() as pool:
-            decoded = ordered_map(decode, enumerate(images), pool=pool, ahead=2 * size)
             positions: list[int] = []
-            batch: list[Image.Image] = []
-            for position, image in decoded:
-                if isinstance(image, ImageError):
+            batch: list[Prepared] = []
+            for position, prepared in self.map_ahead(decode, enumerate(images), pool=pool, size=size):
+                if isinstance(prepared, ImageError):
                     if on_error is None:
-                        raise image
-                    on_error(position, image)
+                        raise prepared
+                    on_error(position, prepared)
                     continue
                 positions.append(position)
-                batch.append(image)
+                batch.append(prepared)
                 if len(batch) == size:
-                    vectors[positions] = self._unit(self._encode_images(batch), len(batch))
+                    vectors[positions] = self.encode_prepared(batch, batch_size=size)
                     positions, batch = [], []
             if batch:
-                vectors[positions] = self._unit(self._encode_images(batch), len(batch))
+                vectors[positions] = self.encode_prepared(batch, batch_size=size)
         return vectors
+
+    def map_ahead(
+        self, function: Callable[[_In], _Out], items: Iterable[_In], *, pool: ThreadPoolExecutor, size: int
+    ) -> Iterator[_Out]:
+        """Map in a pool, in order, as far ahead of the model as `overlaps` allows; ``size`` is the batch's."""
+        if self.overlaps:
+            return ordered_map(function, items, pool=pool, ahead=2 * size)
+        return chunked_map(function, items, pool=pool, size=size)
+
+    def load(self, image: ImageSource, *, longest: int | None = None, views: Views = "whole") -> Picture:
+        """Decode an image no larger than this encoder needs it, and ``longest`` pixels on its longer side.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        side = None if self.input_side is None else round(_MARGIN * self.input_side / smallest_view(views))
+        return load_picture(image, shortest=side, longest=longest)
+
+    def prepare(self, image: ImageSource | Picture, *, views: Views = "whole") -> Prepared:
+        """Decode an image and make it ready for the model; may be called by several threads at once.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        picture = image if isinstance(image, Picture) else self.load(image, views=views)
+        return Prepared(tuple(self._prepare(view) for view in views_of(picture, views)))
+
+    def encode_prepared(
+        self, prepared: Sequence[Prepared], *, batch_size: int | None = None
+    ) -> Float[np.ndarray, "n dim"]:
+        """Encode what `prepare` made; with several views, the normalised mean of their normalised vectors.
+
+        Args:
+            prepared: All with equally many views.
+            batch_size: Views in one forward pass; the encoder's own by default.
+
+        Returns:
+            float32 unit vectors, one row an image.
+
+        Raises:
+            EncoderError: The model returned something else than a finite vector a view.
+        """
+        size = batch_size_of(self.batch_size if batch_size is None else batch_size)
+        inputs = [view for image in prepared for view in image.inputs]
+        vectors = np.empty((len(inputs), self.dim), dtype=np.float32)
+        for start in range(0, len(inputs), size):
+            batch = inputs[start : start + size]
+            vectors[start : start + len(batch)] = self._unit(self._encode_images(batch), len(batch))
+        if len(inputs) == len(prepared):
+            return vectors
+        return self._unit(vectors.reshape(len(prepared), -1, self.dim).mean(axis=1), len(prepared))
 
     def encode_texts(
         self, texts: Sequence[str], *, templates: Sequence[str] = ("{}",), batch_size: int | None = None

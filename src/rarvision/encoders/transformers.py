@@ -12,11 +12,12 @@ from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from rarvision.checkpoints import checkpoint_source
 from rarvision.encoders.base import Encoder, batch_size_of
+from rarvision.encoders.pixels import PixelPlan
 from rarvision.errors import EncoderError, OptionError
+from rarvision.images import Picture
 
 __all__ = ["TransformersEncoder"]
 
@@ -68,6 +69,7 @@ class TransformersEncoder(Encoder):
         self._batch = batch_size_of(batch_size)
         self._family = self._read_family()
         self._model, self._processor, self._tokenizer = self._load(_dtype(dtype), _device(device))
+        self._plan = PixelPlan.of(self._processor)
         text_config = self._model.config.text_config
         self._text_length = int(text_config.max_position_embeddings)
         self._dim = self._width()
@@ -93,6 +95,11 @@ class TransformersEncoder(Encoder):
         return str(self._model.device)
 
     @property
+    def precision(self) -> str:
+        """The dtype that was asked for."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
     def batch_size(self) -> int:
         """Images or texts in one forward pass."""
         return self._batch
@@ -111,17 +118,45 @@ class TransformersEncoder(Encoder):
             digest.update(weights.data)
         return f"transformers:{self._family}:{digest.hexdigest()}"
 
-    def _encode_images(self, images: list[Image.Image]) -> Float[np.ndarray, "n dim"]:
+    @property
+    def input_side(self) -> int | None:
+        """The shorter side that images are resized to; None where the model's own processor is asked (SigLIP 2)."""
+        return None if self._plan is None else self._plan.side
+
+    @property
+    def overlaps(self) -> bool:
+        """False on a processor: the model uses all of its cores, and decoding beside it slows both."""
+        return str(self._model.device) != "cpu"
+
+    def _prepare(self, picture: Picture) -> Any:
+        """Pixels as bytes; what the model's own image processor returns where it is asked."""
+        if self._plan is not None:
+            return self._plan.pixels(picture)
+        return self._processor(images=[picture.whole()], return_tensors="pt")
+
+    def _encode_images(self, images: list[Any]) -> Float[np.ndarray, "n dim"]:
         import torch
 
-        inputs = self._processor(images=images, return_tensors="pt")
-        values = {
-            name: tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else None)
-            for name, tensor in inputs.items()
-        }
         with torch.inference_mode():
-            output = self._model.get_image_features(**values)
+            output = self._model.get_image_features(**self._inputs(images))
         return _pooled(output)
+
+    def _inputs(self, images: list[Any]) -> dict[str, Any]:
+        """A batch of what `_prepare` returned, as the model takes it."""
+        import torch
+
+        device, dtype = self._model.device, self._model.dtype
+        if self._plan is not None:
+            pixels = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).to(torch.float32)
+            mean, std = (
+                torch.tensor(v, dtype=torch.float32, device=device)[:, None, None]
+                for v in (self._plan.mean, self._plan.std)
+            )
+            return {"pixel_values": ((pixels * self._plan.factor - mean) / std).to(dtype).contiguous()}
+        return {
+            name: torch.cat([each[name] for each in images]).to(device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in images[0].items()
+        }
 
     def _encode_texts(self, texts: list[str]) -> Float[np.ndarray, "n dim"]:
         import torch

@@ -1,4 +1,4 @@
-"""The external memory of images and texts: the interface, and the folder that implements it."""
+"""The external memory of images and texts: the interface, the folder and the Milvus client that implement it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from rarvision.memory.base import Memory
 from rarvision.memory.exporting import ExportReport, export_faiss
 from rarvision.memory.importing import import_faiss
 from rarvision.memory.local import LocalMemory
+from rarvision.memory.milvus import MilvusMemory
+from rarvision.memory.opening import create_like, open_memory
 from rarvision.memory.parquet import export_parquet, import_parquet
-from rarvision.memory.recorded import create_like
 from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LocalMemory",
     "Memory",
     "MemoryInfo",
+    "MilvusMemory",
     "NewEntry",
     "Prototypes",
     "Where",
@@ -25,4 +27,5 @@ __all__ = [
     "export_parquet",
     "import_faiss",
     "import_parquet",
+    "open_memory",
 ]

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from rarvision.encoders import Encoder, Prepared
 from rarvision.errors import ImageError, InputError
 from rarvision.images import load_image, thumbnail
 from rarvision.memory.records import AddReport, NewEntry
@@ -51,17 +52,21 @@ class Adding:
         return (entry for entry in entries if self.is_fresh(entry, contains))
 
     def readable(
-        self, decoded: Iterable[tuple[Sample, NewEntry, Image.Image | InputError]]
-    ) -> Iterator[tuple[NewEntry, Image.Image]]:
+        self, decoded: Iterable[tuple[Sample, NewEntry, Prepared | InputError]]
+    ) -> Iterator[tuple[NewEntry, Prepared]]:
         """Decoded samples; ends where a bad one ends the addition."""
         for sample, entry, image in decoded:
             if isinstance(image, InputError):
-                self._taken.discard((entry.content, entry.category, entry.modality))
+                self.untake(entry)
                 self.fail(sample, image)
                 if self.failed:
                     return
             else:
                 yield entry, image
+
+    def untake(self, entry: NewEntry) -> None:
+        """It was not stored after all, so that another of the same content is no double."""
+        self._taken.discard((entry.content, entry.category, entry.modality))
 
     def fail(self, sample: Sample, error: InputError) -> None:
         """Count and tell a bad sample, or let it end the addition."""
@@ -146,21 +151,22 @@ def _content_hash(image: Path | Image.Image) -> bytes:
 
 
 class Decode:
-    """Opens a sample's image and makes its thumbnail; runs in a pool."""
+    """Opens a sample's image for an encoder and makes its thumbnail; runs in a pool."""
 
-    def __init__(self, thumbnail_size: int | None) -> None:
+    def __init__(self, encoder: Encoder, thumbnail_size: int | None) -> None:
+        self._encoder = encoder
         self._thumbnail_size = thumbnail_size
 
-    def __call__(self, item: tuple[Sample, NewEntry]) -> tuple[Sample, NewEntry, Image.Image | InputError]:
+    def __call__(self, item: tuple[Sample, NewEntry]) -> tuple[Sample, NewEntry, Prepared | InputError]:
         """Decode one sample; an image that cannot be read comes back as its error."""
         sample, entry = item
         try:
-            image = load_image(sample.image)
+            picture = self._encoder.load(sample.image, longest=self._thumbnail_size)
         except ImageError as error:
             return sample, entry, error
         if self._thumbnail_size is not None:
-            entry = replace(entry, thumbnail=thumbnail(image, self._thumbnail_size))
-        return sample, entry, image
+            entry = replace(entry, thumbnail=thumbnail(picture.whole(), self._thumbnail_size))
+        return sample, entry, self._encoder.prepare(picture)
 
 
 def check_category(name: str) -> None:

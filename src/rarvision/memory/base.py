@@ -7,13 +7,22 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from rarvision.encoders import Encoder, TransformersEncoder, check_templates, ordered_map, probe_matches, worker_pool
+from rarvision.encoders import (
+    Encoder,
+    TextCache,
+    TransformersEncoder,
+    check_templates,
+    ordered_map,
+    probe_matches,
+    worker_pool,
+)
 from rarvision.encoders.base import batch_size_of
 from rarvision.errors import (
     EncoderError,
@@ -186,6 +195,11 @@ class Memory(abc.ABC):
         for start in range(0, len(ids), _VECTORS_AT_ONCE):
             yield self.vectors(ids[start : start + _VECTORS_AT_ONCE]).tobytes()
 
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What opening found interrupted, and undid; nothing where that is a server's business."""
+        return ()
+
     # The encoder ------------------------------------------------------------------------------------------------
 
     @property
@@ -267,11 +281,11 @@ class Memory(abc.ABC):
         with self._writing(), worker_pool() as pool:
             hashed = ordered_map(hash_sample, samples, pool=pool, ahead=4 * size)
             fresh = self._unknown(hashed, adding)
-            decoded = ordered_map(Decode(self._thumbnail_size), fresh, pool=pool, ahead=2 * size)
+            decoded = active.map_ahead(Decode(active, self._thumbnail_size), fresh, pool=pool, size=size)
             readable = batches(adding.readable(decoded), size)
             self._keep(
                 (
-                    ([entry for entry, _ in batch], active.encode_images([i for _, i in batch], batch_size=size))
+                    ([entry for entry, _ in batch], active.encode_prepared([i for _, i in batch], batch_size=size))
                     for batch in readable
                 ),
                 adding,
@@ -287,6 +301,7 @@ class Memory(abc.ABC):
         templates: Sequence[str] = ("{}",),
         encoder: Encoder | None = None,
         batch_size: int | None = None,
+        cache: bool | Path = True,
         progress: Callable[[int], None] | None = None,
     ) -> AddReport:
         """Encode category names, or a text for each, and store them as text entries.
@@ -297,6 +312,8 @@ class Memory(abc.ABC):
             templates: Each holds ``{}``, which the text replaces; several are averaged into one entry.
             encoder: Checked against the memory's; the memory's own by default.
             batch_size: Texts in one forward pass; the encoder's own by default.
+            cache: Whether vectors are kept between runs (see `rarvision.encoders.TextCache`), or in which folder;
+                ``RARVISION_CACHE=off`` in the environment turns that off, too.
             progress: Called with the number of names dealt with so far.
 
         Raises:
@@ -315,11 +332,11 @@ class Memory(abc.ABC):
         new = [new_text(name, text, filled) for name, text in zip(named, described, strict=True)]
         adding = Adding(on_error=None, progress=progress)
         at_once = max(1, _TEXT_PASSES * size // len(filled))
-        with self._writing():
+        with self._writing(), TextCache(active, cache) as kept:
             fresh = batches(adding.fresh(new, self._contains), at_once)
             self._keep(
                 (
-                    (batch, active.encode_texts([e.source for e in batch], templates=filled, batch_size=size))
+                    (batch, kept.encode_texts([e.source for e in batch], templates=filled, batch_size=size))
                     for batch in fresh
                 ),
                 adding,

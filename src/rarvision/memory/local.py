@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 
 from rarvision.encoders import Encoder
 from rarvision.errors import InputError, MemoryCorruptError, OptionError
-from rarvision.index import IndexSpec, Tuning, choose_index, make_index, tune
+from rarvision.index import IndexSpec, Tuning, choose_index, tune
 from rarvision.memory.base import Memory
 from rarvision.memory.reading import Reader
 from rarvision.memory.records import Hits, MemoryInfo, NewEntry, Where
 from rarvision.memory.sql import Conditions, to_json
 from rarvision.memory.store import Store, unpack_vectors
-from rarvision.memory.upkeep import CompactReport, ReencodeReport, compact, reencode, settings_of
+from rarvision.memory.upkeep import CompactReport, ReencodeReport, compact, index_setting, reencode, settings_of
 from rarvision.memory.verifying import Problem, verify
 from rarvision.memory.view import View
 from rarvision.memory.writing import Writer
@@ -135,7 +135,7 @@ class LocalMemory(Memory):
         metadata: Mapping[str, Any] | None = None,
         lock_timeout_s: float = 5.0,
     ) -> LocalMemory:
-        chosen = _index_setting(index, index_parameters, encoder["dim"])
+        chosen = index_setting(index, index_parameters, encoder["dim"])
         if thumbnails is not None and thumbnails < 1:
             raise OptionError(f"thumbnails must be at least 1 pixel, or None, got {thumbnails}")
         settings = {
@@ -369,7 +369,7 @@ class LocalMemory(Memory):
             index: As in `create`.
             parameters: Those of its constructor.
         """
-        chosen = _index_setting(index, parameters, self._dim)
+        chosen = index_setting(index, parameters, self._dim)
         with self._store.writing(), self._store.transaction() as database:
             database.execute("UPDATE meta SET value = ? WHERE key = 'index'", (chosen,))
         self._read_settings()
@@ -511,16 +511,3 @@ class LocalMemory(Memory):
     @property
     def _thumbnail_size(self) -> int | None:
         return self._thumbnails
-
-
-def _index_setting(index: str | IndexSpec, parameters: Mapping[str, int | str] | None, dim: int) -> str:
-    """What the settings keep; raises `OptionError` for an index that cannot be made."""
-    if index == "auto":
-        if parameters:
-            raise OptionError("index_parameters go with an index of your choice; 'auto' has its own")
-        return "auto"
-    if isinstance(index, IndexSpec):
-        made = IndexSpec(kind=index.kind, parameters={**index.parameters, **(parameters or {})}).make(dim)
-    else:
-        made = make_index(index, dim, **(parameters or {}))
-    return json.dumps(made.spec.to_json())

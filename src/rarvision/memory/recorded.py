@@ -17,7 +17,7 @@ from rarvision.errors import EncoderError, EncoderMismatchError
 from rarvision.memory.base import Memory
 from rarvision.memory.local import LocalMemory
 
-__all__ = ["EncoderRecord", "create_like"]
+__all__ = ["EncoderRecord"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,16 +129,6 @@ class EncoderRecord:
         made = LocalMemory.create(path, encoder=_Absent(self), thumbnails=thumbnails, metadata=metadata)
         made.close()
         return LocalMemory.open(path)  # which does not take the stand-in for the encoder
-
-
-def create_like(memory: Memory, path: str | Path) -> LocalMemory:
-    """Make an empty memory with another one's encoder, size of thumbnails and metadata; for `Memory.copy_to`.
-
-    Raises:
-        MemoryExistsError: Something is at ``path`` already.
-    """
-    thumbnails = memory._thumbnail_size  # noqa: SLF001 - the package's own
-    return EncoderRecord.of(memory).create(path, thumbnails=thumbnails, metadata=memory.info().metadata)
 
 
 @final

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,14 +16,15 @@ from PIL import Image
 
 from rarvision.encoders import Encoder
 from rarvision.encoders.base import batch_size_of
-from rarvision.errors import ImageError, InputError, MemoryLockedError
+from rarvision.errors import ImageError, InputError, MemoryLockedError, OptionError
 from rarvision.images import load_image
+from rarvision.index import IndexSpec, make_index
 from rarvision.memory.adding import batches
 from rarvision.memory.store import Store, pack_vectors, unpack_vectors
 from rarvision.memory.writing import Writer, drop_segments, insert_segment, place
 from rarvision.types import Modality
 
-__all__ = ["CompactReport", "ReencodeReport", "compact", "reencode", "settings_of"]
+__all__ = ["CompactReport", "ReencodeReport", "compact", "index_setting", "reencode", "settings_of"]
 
 _DRAFT = "draft"
 _AT_ONCE = 4_096
@@ -102,6 +103,19 @@ def settings_of(encoder: Encoder) -> dict[str, Any]:
         "encoder_revision": encoder.revision,
         "encoder_probe": pack_vectors(encoder.probe()),
     }
+
+
+def index_setting(index: str | IndexSpec, parameters: Mapping[str, int | str] | None, dim: int) -> str:
+    """What the settings keep; raises `OptionError` for an index that cannot be made."""
+    if index == "auto":
+        if parameters:
+            raise OptionError("index_parameters go with an index of your choice; 'auto' has its own")
+        return "auto"
+    if isinstance(index, IndexSpec):
+        made = IndexSpec(kind=index.kind, parameters={**index.parameters, **(parameters or {})}).make(dim)
+    else:
+        made = make_index(index, dim, **(parameters or {}))
+    return json.dumps(made.spec.to_json())
 
 
 @dataclass(frozen=True, kw_only=True)

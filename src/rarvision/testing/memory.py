@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -14,7 +17,7 @@ from PIL import Image
 from rarvision.encoders import Encoder
 from rarvision.errors import EncoderMismatchError, InputError, MemoryEmptyError, OptionError
 from rarvision.index import Index
-from rarvision.memory import Memory, NewEntry
+from rarvision.memory import Memory, NewEntry, Where
 from rarvision.testing.encoders import FakeEncoder
 from rarvision.types import Sample
 
@@ -122,6 +125,8 @@ def check_memory(make: Callable[[Encoder], Memory], reopen: Callable[[Memory], M
         memory.add(samples, encoder=FakeEncoder(dim=8))
     memory.close()
     memory.close()
+    _check_conditions(make, encoder)
+    _check_categories(make, encoder)
 
 
 def _check_empty(memory: Memory, encoder: Encoder) -> None:
@@ -209,6 +214,155 @@ def _check_removal(memory: Memory, encoder: Encoder) -> None:
     assert all(hit.entry.category != "navy" for hit in memory.search(query, 100)[0])
     assert memory.add([Sample(source="7.png", image=_picture(7), label="red")]).added == 1
     assert max(entry.id for entry in memory.entries()) > last, "ids must not be used twice"
+
+
+def _check_conditions(make: Callable[[Encoder], Memory], encoder: Encoder) -> None:
+    """Filters of searches, listings and removals give exactly what a plain comparison gives."""
+    memory = make(encoder)
+    values: list[Mapping[str, Any]] = [
+        {"year": 2019, "checked": True, "who": 'O\'Brien "x" \\ %_'},
+        {"year": 2019.0, "checked": 1, "who": None},
+        {"year": "2019", "checked": False, "nested": {"year": 2019}, "list": [2019]},
+        {"year": 2020.5, "checked": 0, "ü.'$": "größer"},
+        {"year": -3, "true": "true", "year ": 2019},
+        {},
+    ]
+    generator = np.random.default_rng(3)
+    entries = [
+        NewEntry(
+            category=f"c{number % 4}",
+            modality="text" if number % 6 == 5 else "image",
+            source=f"s{number % 9}",
+            content=str(number).encode(),
+            metadata=values[number % 7 % 6],
+        )
+        for number in range(42)
+    ]
+    assert memory.append(entries, _unit(generator, len(entries), encoder.dim)).added == len(entries)
+    stored = list(memory.entries())
+    queries = _unit(generator, 3, encoder.dim)
+    scores = queries @ memory.vectors([entry.id for entry in stored]).T
+    wheres = [
+        Where(),
+        *(Where(categories=names) for names in (["c1"], ["c3", "c0", "c3"], ["nothing"], [])),
+        *(Where(metadata={"year": value}) for value in (2019, 2019.0, "2019", 2020.5, -3, None, 2021, [2019, -3], [])),
+        *(Where(metadata={"checked": value}) for value in (True, 1, False, 0, [True, 0], "true")),
+        *(Where(metadata={"who": value}) for value in (None, 'O\'Brien "x" \\ %_', "o'brien")),
+        Where(metadata={"ü.'$": "größer"}),
+        Where(metadata={"list": 2019}),
+        Where(metadata={"year": 2019, "checked": True}),
+        Where(categories=["c0", "c2"], metadata={"year": [2019, 2020.5]}),
+    ]
+    for where in wheres:
+        for modality in ("image", "text", None):
+            met = [
+                (where.categories is None or entry.category in where.categories)
+                and where.meets(entry.metadata)
+                and modality in (None, entry.modality)
+                for entry in stored
+            ]
+            expected = np.sort(scores[:, met], axis=1)[:, ::-1]
+            for k in (2, 100):
+                found = memory.search(queries, k, modality=modality, where=where)
+                got = [[neighbour.similarity for neighbour in row] for row in found]
+                np.testing.assert_allclose(np.array(got), expected[:, :k], atol=1e-5, err_msg=f"{where} {modality}")
+                allowed = {entry.id for entry, good in zip(stored, met, strict=True) if good}
+                assert {neighbour.entry.id for row in found for neighbour in row} <= allowed, where
+        if where.categories is None:
+            listed = list(memory.entries(metadata=where.metadata))
+            assert listed == [entry for entry in stored if where.meets(entry.metadata)], where
+    ids = [entry.id for entry in stored]
+    both = list(memory.entries(ids=ids[::2], category="c2", source="s4", modality="image"))
+    assert both == [e for e in stored[::2] if (e.category, e.source, e.modality) == ("c2", "s4", "image")], (
+        "all conditions must hold"
+    )
+    with _raises(OptionError):
+        list(memory.entries(metadata={"year": float("nan")}))
+    gone = [
+        entry for entry in stored if Where(metadata={"year": 2019}).meets(entry.metadata) and entry.category == "c1"
+    ]
+    assert memory.remove(category="c1", metadata={"year": 2019}) == len(gone) > 0
+    assert list(memory.entries()) == [entry for entry in stored if entry not in gone]
+    memory.close()
+
+
+def _check_categories(make: Callable[[Encoder], Memory], encoder: Encoder) -> None:
+    """Renaming, merging, copying and moving lose nothing and double nothing."""
+    memory, other = make(encoder), make(encoder)
+    samples = [
+        Sample(source=f"{n}.png", image=_picture(n % 8), label="abc"[n // 4], metadata={"n": n}) for n in range(12)
+    ]  # a: pictures 0 to 3, b: 4 to 7, c: 0 to 3
+    memory.add(samples)
+    memory.add_texts(["a", "c"])
+    codes = {name: code for code, name in memory.category_names().items()}
+    before, revision = list(memory.entries()), memory.revision
+    assert memory.rename_category("b", "B 'ß'") == 4
+    assert memory.revision > revision
+    assert memory.categories() == ["a", "B 'ß'", "c"]
+    assert memory.category_names()[codes["b"]] == "B 'ß'", "a category keeps its code"
+    assert [e.id for e in memory.entries(category="B 'ß'")] == [e.id for e in before if e.category == "b"]
+    for old, new in (("b", "x"), ("a", "c")):
+        with _raises(OptionError):
+            memory.rename_category(old, new)
+    with _raises(InputError):
+        memory.rename_category("a", " ")
+    records = list(memory.records([e.id for e in reversed(before)]))
+    assert [(r.category, r.source, dict(r.metadata), r.modality) for r in reversed(records)] == [
+        ("B 'ß'" if e.category == "b" else e.category, e.source, dict(e.metadata), e.modality) for e in before
+    ]
+    thumbnails = [memory.thumbnail(entry.id) for entry in reversed(before)]
+    assert [record.thumbnail for record in records] == thumbnails
+    with _raises(OptionError):
+        list(memory.records([10**9]))
+
+    _check_copying(memory, other)
+    _check_merging(memory, other, samples[0])
+    strange = make(FakeEncoder(dim=encoder.dim, seed=1))
+    with _raises(EncoderMismatchError):
+        other.copy_to(strange)
+    for each in (memory, other, strange):
+        each.close()
+
+
+def _check_copying(memory: Memory, other: Memory) -> None:
+    """All entries of one of 14, five of them of category a, in an empty one."""
+    done: list[int] = []
+    report = memory.copy_to(other, category="a", progress=done.append)
+    assert (report.added, report.skipped, done[-1]) == (5, 0, 5), report
+    report = memory.copy_to(other)
+    assert (report.added, report.skipped) == (9, 5), report
+    key = operator.attrgetter("category", "modality", "source")
+    ours, theirs = sorted(memory.entries(), key=key), sorted(other.entries(), key=key)
+    assert [(*key(e), dict(e.metadata)) for e in ours] == [(*key(e), dict(e.metadata)) for e in theirs]
+    np.testing.assert_allclose(memory.vectors([e.id for e in ours]), other.vectors([e.id for e in theirs]), atol=1e-6)
+    assert [memory.thumbnail(e.id) for e in ours] == [other.thumbnail(e.id) for e in theirs]
+    with _raises(OptionError):
+        memory.copy_to(memory)
+
+
+def _check_merging(memory: Memory, other: Memory, sample: Sample) -> None:
+    """Of what `_check_categories` made; ``other`` holds a copy."""
+    before = list(memory.entries())
+    vectors = memory.vectors([entry.id for entry in before])
+    assert memory.merge_categories(["c", "B 'ß'"], "a") == 4 + 1, "c's four images are a's already, its text is not"
+    assert memory.categories() == ["a"]
+    assert memory.count("image") == 8
+    kept = {entry.id: row for row, entry in enumerate(before)}
+    left = list(memory.entries())
+    np.testing.assert_allclose(memory.vectors([e.id for e in left]), vectors[[kept[e.id] for e in left]], atol=1e-6)
+    assert memory.search(vectors[:1], 50, where=Where(categories=["B 'ß'"])) == [[]]
+    assert len(memory.search(vectors[:1], 50, modality="image", where=Where(categories=["a"]))[0]) == 8
+    assert memory.merge_categories(["a"], "new") == len(left)
+    assert memory.categories() == ["new"]
+    for names in (["a"], []):
+        with _raises(OptionError):
+            memory.merge_categories(names, "new")
+    assert memory.add([replace(sample, label="new")]).skipped == 1
+    assert memory.add([replace(sample, label="a")]).added == 1, "a name that is free again"
+
+    report = memory.move_to(other, category="new")
+    assert (report.added, report.skipped, memory.count(), memory.categories()) == (len(left), 0, 1, ["a"]), report
+    assert other.categories() == ["a", "B 'ß'", "c", "new"]
 
 
 @contextmanager
