@@ -38,8 +38,8 @@ WhereOption = Annotated[
         "--where",
         metavar="KEY=VALUE",
         help="What has this value in its metadata. VALUE is read as JSON (2019, true, null) where it is a number, a "
-        "truth value, null or a text in quotes, else as text. Several keys must all hold; of a key given several "
-        "times, one value.",
+        "truth value, null or a text in quotes, else as text; columns of a CSV file are text: 'year=\"2019\"'. Several "
+        "keys must all hold; of a key given several times, one value.",
         show_default=False,
     ),
 ]

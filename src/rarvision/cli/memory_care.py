@@ -317,7 +317,7 @@ def reencode(
         failures = [{"source": source, "error": error} for source, error in report.failures]
         echo_json(asdict(report) | {"failures": failures, "encoder": name})
     elif report.published:
-        say_done(f"{report.encoded:,} entries have vectors of {loaded.name} now")
+        say_done(f"{report.encoded:,} entries have vectors of {encoder} now")
     else:
         say_done(
             f"{report.encoded:,} entries are encoded, {report.failed:,} cannot be: the memory is still {name}'s. Bring "
