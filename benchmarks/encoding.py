@@ -190,36 +190,42 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     results: dict[str, Any] = {}
+
+    def keep(label: str, value: object) -> None:
+        results[label] = value
+        print(json.dumps({label: value}, indent=1), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         paths = write_photographs(scratch / "jpegs", options.images)
-        large = write_photographs(scratch / "large", 8, size=LARGE)
+        large = write_photographs(scratch / "large", 4, size=LARGE)
         vit = random_vit(scratch / "vit")
         embedded = Path(weights_path("clip-16"))
-        results["kB a JPEG"] = sum(path.stat().st_size for path in paths) / len(paths) / 1000
+        keep("kB a JPEG", sum(path.stat().st_size for path in paths) / len(paths) / 1000)
         for label, model, some in (
             ("embedded clip-16", embedded, paths),
-            ("random ViT-B/16", vit, paths[:8]),
+            ("random ViT-B/16", vit, paths[:4]),
             ("random ViT-B/16, 2000 x 1500", vit, large),
         ):
-            results[f"lowest cosine, {label}"] = lowest_cosine(Plain(model), TransformersEncoder(model), some)
+            keep(f"lowest cosine, {label}", lowest_cosine(Plain(model), TransformersEncoder(model), some))
         for threads in options.threads:
             on_threads(threads)
             common = {"scratch": scratch, "repeats": options.repeats}
-            results[f"embedded clip-16, {threads} threads"] = compare(
+            found = compare(
                 f"embedded-{threads}", embedded, paths, batch=options.batch, baseline="plain loop", **common
             )
+            keep(f"embedded clip-16, {threads} threads", found)
             some = paths[: options.vit_images]
-            results[f"random ViT-B/16, {threads} threads"] = compare(
+            found = compare(
                 f"vit-{threads}", vit, some, batch=options.vit_batch, baseline="bare forward pass", **common
             )
+            keep(f"random ViT-B/16, {threads} threads", found)
         names = list(itertools.islice(FieldGuide.vocabulary(options.names), options.names))
         seconds = text_cache(names, scratch, options.repeats)
-        results[f"seconds for {len(names)} names"] = seconds
-        results["filled cache over none"] = seconds["no cache"] / seconds["filled cache"]
-    print(json.dumps(results, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        keep(f"seconds for {len(names)} names", seconds)
+        keep("filled cache over none", seconds["no cache"] / seconds["filled cache"])
 
 
 if __name__ == "__main__":

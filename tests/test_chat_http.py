@@ -7,8 +7,6 @@ import inspect
 import io
 import itertools
 import re
-import time
-from email.utils import formatdate
 
 import numpy as np
 import pytest
@@ -195,6 +193,35 @@ def test_server_that_refuses_logprobs():
             one(server).option_log_probs([HELLO], [["A"]])
 
 
+@pytest.mark.parametrize(
+    ("message", "served"),
+    [
+        ("Requested sample logprobs of {n}, which is greater than max allowed: 8", 8),
+        ("Invalid value for 'top_logprobs': must be between 0 and 3.", 3),
+        ("top_logprobs is too large", 5),
+        ("logprobs is not supported by vlm-4-mini", None),
+        ("top_logprobs is not supported", None),
+    ],
+)
+def test_a_server_that_caps_logprobs_is_asked_for_fewer(message, served):
+    def refuse(body):
+        wanted = body.get("top_logprobs", 0)
+        return (400, message.format(n=wanted)) if wanted > (served or 0) else None
+
+    with FakeServer(top_logprobs=FIRST, refuse=refuse) as server:
+        chat = one(server, model="m")
+        before = chat.settings
+        assert chat.capabilities.option_log_probs is (served is not None)
+        if served is None:
+            return
+        assert chat.capabilities.max_options == served
+        assert chat.option_log_probs([HELLO] * 3, [["A", "B"]] * 3)[2][0] == -0.5
+        assert [body["top_logprobs"] for body in server.requests] == [20, served, *[served] * 3], "it is remembered"
+        assert chat.settings == before, "a run that goes on was given the same"
+        with pytest.raises(ChatUnsupportedError):
+            one(server, extra_body={"top_logprobs": 19}).option_log_probs([HELLO], [["A"]])
+
+
 def test_capabilities_are_probed_once_or_given():
     with FakeServer(top_logprobs=FIRST) as server:
         chat = one(server)
@@ -279,88 +306,7 @@ def test_constraints_without_guided_decoding():
         chat.generate([HELLO], max_tokens=3, constraints=[ListConstraint(names=("a", "b"))])
 
 
-# ---- the ways it goes wrong ----
-
-
-def test_absent_server():
-    url = absent_url()
-    with pytest.raises(ChatUnavailableError, match=re.escape(url)):
-        HTTPChat(url, model="m", retries=1, backoff_s=0.01).generate([HELLO], max_tokens=1)
-    with pytest.raises(ChatUnavailableError, match="running"):
-        HTTPChat(url, retries=0).generate([HELLO, HELLO], max_tokens=1)
-
-
-@pytest.mark.parametrize("fault", ["429", "500", "hang-up"])
-def test_failures_that_pass(fault):
-    with FakeServer("fine", faults=[fault, fault]) as server:
-        assert one(server).generate([HELLO], max_tokens=1)[0].text == "fine"
-        assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize(("fault", "match"), [("429", "429"), ("500", "500.*engine died"), ("hang-up", "running")])
-def test_failures_that_stay(fault, match):
-    with FakeServer(always=fault) as server:
-        with pytest.raises(ChatUnavailableError, match=f"{match}.*3 attempts"):
-            one(server).generate([HELLO], max_tokens=1)
-        assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize("header", ["0.4", formatdate(time.time() + 2, usegmt=True)])
-def test_retry_after_is_honoured(header):
-    if "," in header:
-        header = formatdate(time.time() + 2, usegmt=True)  # whole seconds: at least one from now
-    with FakeServer("fine", faults=["429"], retry_after=header) as server:
-        start = time.monotonic()
-        assert one(server).generate([HELLO], max_tokens=1)[0].text == "fine"
-        assert 0.35 < time.monotonic() - start < 20
-
-
-def test_a_wait_of_an_hour_is_not_waited():
-    with FakeServer(always="429", retry_after="3600") as server:
-        with pytest.raises(ChatUnavailableError, match="3600 s"):
-            one(server).generate([HELLO], max_tokens=1)
-        assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("fault", ["slow", "drip"])
-def test_slow_server(fault):
-    with FakeServer(always=fault, slow_s=90) as server:
-        start = time.monotonic()
-        with pytest.raises(ChatUnavailableError, match=r"within 0\.3 s|timeout_s"):
-            one(server, timeout_s=0.3, retries=1).generate([HELLO], max_tokens=1)
-        assert time.monotonic() - start < 30
-
-
-@pytest.mark.parametrize(
-    ("fault", "match"),
-    [("html", "It works!"), ("truncated", "chatcmpl"), ("no-choices", "choices"), ("endless-body", "MiB")],
-)
-def test_not_the_protocol(fault, match):
-    with FakeServer(always=fault) as server:
-        with pytest.raises(ChatProtocolError, match=match):
-            one(server).generate([HELLO], max_tokens=1)
-        assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("fault", ["empty", "null"])
-def test_empty_answer(fault):
-    with FakeServer(always=fault) as server:
-        assert one(server).generate([HELLO], max_tokens=1)[0].text == ""
-
-
-def test_endless_text_is_cut():
-    with FakeServer(always="endless") as server:
-        answer = one(server, max_answer_chars=500).generate([HELLO], max_tokens=1)[0]
-    assert (len(answer.text), answer.finish_reason) == (500, "length")
-
-
-def test_first_failure_ends_the_batch():
-    with FakeServer(faults=["html"], always="slow", slow_s=60) as server:
-        start = time.monotonic()
-        with pytest.raises(ChatProtocolError):
-            one(server, concurrency=2).generate([HELLO] * 20, max_tokens=1)
-        assert time.monotonic() - start < 30
-        assert len(server.requests) <= 4
+# ---- options and addresses ----
 
 
 def test_wrong_address_of_a_working_server():

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from typing import get_args
 
 import pytest
 
@@ -12,10 +13,11 @@ from rarvision.cli import models, options
 from rarvision.cli import recognize as recognize_module
 from rarvision.cli.main import app, debug_first, exit_code
 from rarvision.cli.output import print_table, progress, to_json
+from rarvision.encoders import Views
 from rarvision.errors import ChatUnavailableError, EncoderMismatchError, ImageError, InputError, MissingExtraError
 from rarvision.images import MAX_PIXELS
 from rarvision.pipeline import Recognizer
-from rarvision.retrieval import Retriever
+from rarvision.retrieval import Aggregate, Hubness, Retriever, Source
 
 # Errors and exit codes
 
@@ -133,8 +135,22 @@ def test_defaults_are_the_library_s():
         assert float(ours["ranker_weight"]) == library["ranker_weight"]
         assert ours["aggregate"].value == library["aggregate"]
         assert ours["retrieval"].value == library["source"]
+        assert ours["hubness"].value == library["hubness"]
+        assert float(ours["text_weight"]) == library["text_weight"]
+        assert ours["views"].value == library["views"]
         assert ours["repeats"] is not library["distinct"]
         assert ours["allow_fallback"] is library["allow_fallback"]
+
+
+def test_choices_are_the_library_s():
+    pairs = (
+        (options.Aggregate, Aggregate),
+        (options.Hubness, Hubness),
+        (options.RetrievalSource, Source),
+        (options.Views, Views),
+    )
+    for ours, library in pairs:
+        assert {choice.value for choice in ours} == set(get_args(library)), ours
 
 
 def test_the_pixel_limit_in_the_help_is_the_library_s(run):

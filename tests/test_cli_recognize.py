@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -60,6 +61,27 @@ def test_the_ranker_options_arrive(run, fakes, memory, photos, tmp_path, monkeyp
     assert (wanted.strategy, wanted.constrained) == ("generate", True)
 
 
+def test_the_retrieval_options_arrive(run, memory, photos, monkeypatch):
+    seen = []
+    real = models.open_recognizer
+
+    @contextmanager
+    def spy(path):
+        with real(path) as recognizer:
+            seen.append(recognizer.settings)
+            yield recognizer
+
+    monkeypatch.setattr(recognize_module.models, "open_recognizer", spy)
+    command = ["recognize", photos, "-m", memory, "--json"]
+    extra = ["--aggregate", "sum", "--hubness", "csls", "--views", "flip+crops", "--text-weight", "auto"]
+    assert [r["label"] for r in lines(run(*command, *extra))] == ["blue", "green", "red"]
+    assert seen[0]["views"] == "flip+crops"
+    wanted = {"aggregate": "sum", "hubness": "csls", "text_weight": "auto"}
+    assert wanted.items() <= seen[0]["retriever"].items()
+    run(*command, "--text-weight", "0.25")
+    assert seen[1]["retriever"]["text_weight"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -67,6 +89,9 @@ def test_the_ranker_options_arrive(run, fakes, memory, photos, tmp_path, monkeyp
         (["--ranker", "http://host/v1", "--quantization", "4bit"], "--quantization goes with a local model"),
         (["--ranker-weight", "much"], "--ranker-weight must be a number or replace"),
         (["--ranker", "some/mllm", "--prompt", "nope"], "--prompt must be one of paper, in-context, long"),
+        (["--text-weight", "much"], "--text-weight must be a number from 0 to 1, or auto, got 'much'"),
+        (["--text-weight", "nan"], "--text-weight must lie between 0 and 1, got nan"),
+        (["--hubness", "csls", "--aggregate", "vote"], "choose aggregate='blend'"),
         (["--repeats"], "distinct=False"),
     ],
 )

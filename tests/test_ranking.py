@@ -183,6 +183,13 @@ def test_length_normalisation():
         ("['daisy', 'rose'", "length", (2, 1, 0), "repaired", "1 of 3 candidates missing; cut at the token limit"),
         ("['daisy', 'rose', 'tulip', ['", "length", (2, 1, 0), "ranked", None),
         ("no idea", "stop", (0, 1, 2), "fallback", "no candidate recognised in the answer (7 characters)"),
+        (
+            "['daisy', 'rose'",
+            "characters",
+            (2, 1, 0),
+            "repaired",
+            "1 of 3 candidates missing; cut at the character limit",
+        ),
         ("", "length", (0, 1, 2), "fallback", "the answer is empty; cut at the token limit"),
     ],
 )

@@ -57,10 +57,10 @@ class ListConstraint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """An answer: its text, and why it ended (``stop`` of itself, ``length`` at the token limit)."""
+    """An answer: its text, and why it ended: ``stop`` of itself, ``length`` or ``characters`` at that limit."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "characters"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

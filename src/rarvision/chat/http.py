@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Literal, TypeVar, final
 from urllib.parse import urlsplit
 
@@ -17,6 +16,7 @@ from jaxtyping import Float
 
 from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
 from rarvision.chat.rendering import openai_messages
+from rarvision.chat.threads import ordered
 from rarvision.chat.transport import JsonClient
 from rarvision.errors import (
     ChatError,
@@ -34,6 +34,9 @@ _T = TypeVar("_T")
 
 _MAX_TOP_LOGPROBS = 20
 """The public API's cap; servers refuse more."""
+
+_FEW_TOP_LOGPROBS = 5
+"""What is asked for where a server refuses more without saying how many it serves."""
 
 _MAX_GUIDED_NAMES = 6
 """A regular expression of all permutations has about 1,700 names for 6, and 12,000 for 7."""
@@ -62,13 +65,21 @@ _NO_IMAGE_HINTS = (
 _CONTEXT_HINTS = ("context length", "context window", "maximum context", "context size", "too many tokens", "too long")
 
 
+class _TooManyLogProbsError(ChatUnsupportedError):
+    """A refusal of so many ``top_logprobs``; how many to ask for instead."""
+
+    def __init__(self, message: str, *, served: int) -> None:
+        super().__init__(message)
+        self.served = served
+
+
 @final
 class HTTPChat(Chat):
     """A served model, over the public chat-completions API.
 
     Requests run ``concurrency`` at a time and are answered in order; only those in flight hold encoded images. A
-    connection that fails, a timeout, 408, 429 and 5xx are retried with exponential back-off and jitter, or as the
-    server's ``Retry-After`` says.
+    connection that fails, a timeout, 408, 429, 5xx and answers that are no JSON object are retried with exponential
+    back-off and jitter, or as the server's ``Retry-After`` says. Ctrl-C ends the waiting at once.
 
     The API has no log-likelihood of given texts: `continuation_log_probs` is not served. Log-probabilities of the first
     token are read from ``top_logprobs`` (at most 20 tokens) where the server reports them.
@@ -78,7 +89,7 @@ class HTTPChat(Chat):
         model: The model's name; None takes the only one that the server lists.
         api_key: Sent as a bearer token; never shown.
         concurrency: Requests in flight.
-        timeout_s: Seconds for one attempt, from connecting to the last byte.
+        timeout_s: Seconds for one attempt, from connecting (10 at most) to the last byte.
         retries: Attempts after the first.
         backoff_s: First wait between attempts, seconds; doubles each time, with jitter, up to 30.
         image_format: ``jpeg`` (quality 95) or ``png`` (lossless, larger).
@@ -86,12 +97,13 @@ class HTTPChat(Chat):
             False}}``); a field set to None is left out, such as ``temperature`` where a model refuses it.
         option_log_probs: Whether the server reports log-probabilities; None asks it with one short request when first
             needed.
-        top_logprobs: How many tokens to ask for, 1 to 20.
+        top_logprobs: How many tokens to ask for, 1 to 20. A server that refuses so many is asked for as many as it
+            names, else for 5, from then on.
         guided: The server's field for a regular expression that confines answers: ``structured_outputs`` (vLLM),
             ``guided_regex`` (older vLLM), ``regex`` (SGLang); None for servers without. Serves lists of up to 6 names.
         max_images: Images in one request, where known.
         context_limit: Tokens of prompt and answer; None takes ``max_model_len`` where the server lists it (vLLM).
-        max_answer_chars: Longer answers are cut, and end for ``length``.
+        max_answer_chars: Longer answers are cut, and end for ``characters``.
 
     Raises:
         OptionError: an option's value is out of range.
@@ -133,6 +145,7 @@ class HTTPChat(Chat):
         self._extra_body = dict(extra_body or {})
         self._option_log_probs = option_log_probs
         self._top_logprobs = top_logprobs
+        self._served_top_logprobs = top_logprobs
         self._guided = guided
         self._max_images = max_images
         self._context_limit = context_limit
@@ -177,7 +190,7 @@ class HTTPChat(Chat):
             continuation_log_probs=False,
             list_constraint=self._guided is not None,
             max_images=self._max_images,
-            max_options=self._top_logprobs,
+            max_options=self._served_top_logprobs,
         )
 
     @property
@@ -263,15 +276,7 @@ class HTTPChat(Chat):
         if len(items) <= 1 or self._concurrency == 1:
             return [ask(item) for item in items]
         self._model_name()  # ask once, not in every thread
-        pool = ThreadPoolExecutor(min(self._concurrency, len(items)), thread_name_prefix="rarvision-http")
-        try:
-            running = [pool.submit(ask, item) for item in items]
-            done, _ = wait(running, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # raises where one failed
-            return [future.result() for future in running]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # on success all are done; on failure none is waited for
+        return ordered(ask, items, threads=self._concurrency)
 
     def _ask(self, request: ChatRequest, max_tokens: int, extra: Mapping[str, Any]) -> dict[str, Any]:
         """One request; the first choice of its answer."""
@@ -290,7 +295,7 @@ class HTTPChat(Chat):
             if "max_completion_tokens" in message and "max_completion_tokens" not in body:
                 self._limit_field = "max_completion_tokens"  # newer hosted models refuse the older name
                 return self._ask(request, max_tokens, extra)
-            raise self._refusal(status, message, asked_log_probs="logprobs" in body)
+            raise self._refusal(status, message, asked_log_probs=body.get("top_logprobs"))
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ChatProtocolError(f"{self.name}: expected 'choices' with an answer, got {str(answer)[:200]!r}")
@@ -307,12 +312,19 @@ class HTTPChat(Chat):
             raise ChatProtocolError(f"{self.name}: expected a message with text, got {str(choice)[:200]!r}")
         text = content or ""
         if len(text) > self._max_answer_chars:
-            return Completion(text=text[: self._max_answer_chars], finish_reason="length")
+            return Completion(text=text[: self._max_answer_chars], finish_reason="characters")
         return Completion(text=text, finish_reason="length" if choice.get("finish_reason") == "length" else "stop")
 
     def _first_token(self, request: ChatRequest) -> list[tuple[str, float]] | None:
         """Texts and log-probabilities of the likeliest first tokens; None where the server does not report them."""
-        choice = self._ask(request, 1, {"logprobs": True, "top_logprobs": self._top_logprobs})
+        asked = self._served_top_logprobs
+        try:
+            choice = self._ask(request, 1, {"logprobs": True, "top_logprobs": asked})
+        except _TooManyLogProbsError as error:
+            if error.served >= asked:  # not what was asked for here: extra_body decides
+                raise
+            self._served_top_logprobs = min(self._served_top_logprobs, error.served)
+            return self._first_token(request)
         reported = choice.get("logprobs")
         content = reported.get("content") if isinstance(reported, dict) else None
         if content is None:
@@ -358,7 +370,7 @@ class HTTPChat(Chat):
             f"read them cannot work; use the strategy 'generate', or load the model with LocalChat"
         )
 
-    def _refusal(self, status: int, message: str, *, asked_log_probs: bool) -> ChatError | ImageError:
+    def _refusal(self, status: int, message: str, *, asked_log_probs: int | None) -> ChatError | ImageError:
         """A 4xx answer as an error of ours."""
         lowered = message.lower()
         said = f"{self.name} answered {status}: {message[:300]}"
@@ -366,8 +378,9 @@ class HTTPChat(Chat):
             return ChatUnavailableError(f"{said}; {_STATUS_ADVICE[status]}")
         if any(hint in lowered for hint in _CONTEXT_HINTS):
             return ContextLengthError(f"{said}; ask about fewer candidates (a smaller k) or shorten the prompt")
-        if asked_log_probs and "logprobs" in lowered:
-            return self._no_log_probs()
+        if asked_log_probs is not None and "logprobs" in lowered:
+            served = _smaller_count(lowered, than=asked_log_probs)
+            return self._no_log_probs() if served is None else _TooManyLogProbsError(said, served=served)
         if any(hint in lowered for hint in _NO_IMAGE_HINTS):
             return ChatUnsupportedError(f"{said}; the server takes no (or fewer) images with this model")
         if "image" in lowered:
@@ -426,6 +439,15 @@ def _api_root(base_url: str) -> str:
         raise OptionError(f"expected an address like http://127.0.0.1:8000/v1, got {base_url.rpartition('@')[2]!r}")
     path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/") or "/v1"
     return parts._replace(path=path, query="", fragment="").geturl()
+
+
+def _smaller_count(refusal: str, *, than: int) -> int | None:
+    """How many ``top_logprobs`` to ask for after a refusal of more; None where it is no matter of their number."""
+    named = [int(number) for number in re.findall(r"(?<![\w.-])\d+(?![\w-]|\.\d)", refusal)]
+    fewer = [number for number in named if 1 <= number < than]
+    if fewer:
+        return max(fewer)
+    return _FEW_TOP_LOGPROBS if "top_logprobs" in refusal and than > _FEW_TOP_LOGPROBS else None
 
 
 def _match_options(options: Sequence[str], reported: Sequence[tuple[str, float]]) -> Float[np.ndarray, " options"]:

@@ -51,7 +51,7 @@ class RescoredIndex(Index):
         store: The copy that is scored again: ``sq8`` (a byte a dimension; similarities within about 1e-3), ``fp16``
             (within about 1e-4), ``fp32``.
         k_factor: The shortlist holds so many times the neighbours asked for. May be set later.
-        nprobe: Inverted lists looked through for a query; None for an eighth of them. May be set later.
+        nprobe: Inverted lists looked through for a query; None for a quarter of them. May be set later.
         ef_search: Breadth of the search where the shortlist comes from a graph. May be set later.
         ef_construction: Breadth of building such a graph.
         train_on: At most so many rows are trained on.
@@ -71,7 +71,7 @@ class RescoredIndex(Index):
         *,
         factory: str | None = None,
         store: str = "fp16",
-        k_factor: int = 8,
+        k_factor: int = 16,
         nprobe: int | None = None,
         ef_search: int = 64,
         ef_construction: int = 80,
@@ -106,8 +106,10 @@ class RescoredIndex(Index):
         """Everything that was given, and what a search looks through."""
         parameters: dict[str, int | str] = {} if self._factory is None else {"factory": self._factory}
         parameters |= {"store": self._store_name, **self.search_parameters}
-        if self._nprobe is None:
-            parameters.pop("nprobe", None)
+        if "nprobe" in parameters and self._nprobe is None:
+            del parameters["nprobe"]
+        elif "nprobe" in parameters and self._nprobe is not None:
+            parameters["nprobe"] = self._nprobe
         if "ef_search" in parameters:
             parameters["ef_construction"] = self._ef_construction
         return IndexSpec(kind="rescored", parameters={**parameters, "train_on": self._train_on, "seed": self._seed})
@@ -191,7 +193,12 @@ class RescoredIndex(Index):
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise OptionError(f"faiss cannot make {text!r} for {self._dim} dimensions: {reason}") from error
-        last = unwrapped(base)[-1]
+        *transforms, last = unwrapped(base)
+        for transform in (t.chain.at(i) for t in transforms for i in range(t.chain.size())):
+            if transform.d_out > transform.d_in:
+                raise OptionError(
+                    f"{text!r} reduces {transform.d_in} dimensions to more, {transform.d_out}; take fewer"
+                )
         for part in (last, getattr(last, "pq", None)):
             clustering = getattr(part, "cp", None)
             if clustering is not None:
@@ -220,7 +227,7 @@ class RescoredIndex(Index):
 
     def _probes(self, last: Any) -> int:
         lists = int(last.nlist)
-        return min(lists, max(lists // 8, 1) if self._nprobe is None else self._nprobe)
+        return min(lists, max(lists // 4, 1) if self._nprobe is None else self._nprobe)
 
     def _search(
         self, queries: Float[np.ndarray, "n dim"], k: int, allowed: Bool[np.ndarray, " rows"] | None
@@ -301,18 +308,16 @@ class RescoredIndex(Index):
 
 
 def default_factory(dim: int) -> str:
-    """Reduction to 128 dimensions, inverted lists, and 4-bit codes of every two dimensions.
+    """Reduction to 128 dimensions, turned so that all carry alike; inverted lists; 4-bit codes of each dimension.
 
     Example:
         >>> default_factory(512), default_factory(64)
-        ('PCA128,IVF*,PQ64x4fs', 'IVF*,PQ32x4fs')
+        ('PCAR128,IVF*,PQ128x4fs', 'PCAR64,IVF*,PQ64x4fs')
     """
     reduced = min(dim, 128)
-    reduced -= reduced % 2 if reduced > 1 else 0
-    start = f"PCA{reduced}," if reduced < dim else ""
-    return f"{start}IVF*,PQ{max(reduced // 2, 1)}x4fs"
+    return f"PCAR{reduced},IVF*,PQ{reduced}x4fs"
 
 
 def _lists(rows: int) -> int:
-    """About four times the root of the rows, a power of two."""
-    return max(int(2 ** np.round(np.log2(4 * rows**0.5))), 1)
+    """About eight times the root of the rows, a power of two; never more than a quarter of the rows."""
+    return max(int(2 ** np.floor(np.log2(min(8 * rows**0.5, rows / 4)))), 1)

@@ -19,9 +19,9 @@ from rarvision.index.spec import EXACT_UP_TO, IndexSpec
 
 __all__ = ["Trial", "Tuning", "candidates_for", "efforts", "recall_at", "tune"]
 
-_PROBED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+_PROBED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
 _BREADTHS = (16, 32, 64, 128, 256, 512, 1024)
-_SHORTLISTS = (4, 16)
+_SHORTLISTS = (8, 16)
 _ENOUGH = 0.9995  # more effort than what reaches this finds nothing that matters
 
 

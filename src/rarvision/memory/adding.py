@@ -78,6 +78,11 @@ class Adding:
         self._report_progress()
 
     @property
+    def is_told(self) -> bool:
+        """Somebody is told of bad samples, which then cost themselves only."""
+        return self._on_error is not None
+
+    @property
     def failed(self) -> bool:
         """A bad sample has come that ends the addition."""
         return self._failure is not None

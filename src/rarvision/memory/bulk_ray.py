@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,6 +36,7 @@ __all__ = ["add_with_ray", "loader_of"]
 
 _ROUND = 65_536  # images that one Ray Data run is given: bounds what is in flight, and is worth the start
 _MOST_BLOCKS = 4_096
+_REACH_S = 10.0
 _TRIES = 3  # runs over what is left when Ray loses more than it can repair by itself
 _MAX_PIXELS = "RARVISION_MAX_PIXELS"
 
@@ -75,10 +77,10 @@ def add_with_ray(
 
     Raises:
         MissingExtraError: Ray is not installed.
-        EncoderError: The encoder cannot be loaded in the workers, or not by name.
+        EncoderError: The encoder cannot be loaded in the workers, or not by name; no cluster at the address; or the
+            run failed several times.
         EncoderMismatchError: What the workers load is another encoder than the memory's.
         InputError: A bad sample, and there is no ``on_error``; what came before it has been stored.
-        RarvisionError: No cluster at the address, or the run failed several times.
     """
     size = batch_size_of(batch_size)
     if workers is not None and workers < 1:
@@ -253,8 +255,7 @@ class _Run:
             before = done
             try:
                 for batch in self._results(items[done:]):
-                    if not self._store(items[done : done + len(batch)], batch):
-                        return
+                    self._store(items[done : done + len(batch)], batch)
                     done += len(batch)
             except RayError as error:
                 if attempt == _TRIES and done == before:
@@ -293,28 +294,29 @@ class _Run:
         if expected != len(items):
             raise RarvisionError(f"Ray Data returned {expected:,} of {len(items):,} images; run the same again")
 
-    def _store(self, items: Sequence[_Fresh], rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Store a batch; False where a bad image in it ends the addition."""
-        stopped = False
+    def _store(self, items: Sequence[_Fresh], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store a batch; a bad image that nobody is told of ends it, after what came before."""
         entries, vectors = [], []
+        ending: InputError | None = None
         for (sample, entry), row in zip(items, rows, strict=True):
             if row["error"]:
                 kind = getattr(errors, str(row["error"]), RarvisionError)
                 error = kind(str(row["message"]))
                 if not isinstance(error, InputError):
                     raise error
+                if not self._adding.is_told:
+                    ending = error
+                    break
                 self._adding.untake(entry)
                 self._adding.fail(sample, error)
-                if self._adding.failed:
-                    stopped = True
-                    break
                 continue
             entries.append(replace(entry, thumbnail=bytes(row["thumbnail"]) or None))
             vectors.append(row["vector"])
         if entries:
             self._memory._append(entries, np.stack(vectors).astype(np.float32))  # noqa: SLF001 - one package
             self._adding.stored(len(entries))
-        return not stopped
+        if ending is not None:
+            raise ending
 
 
 @contextmanager
@@ -328,11 +330,12 @@ def _cluster(address: str | None) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         try:
+            _reach(address or os.environ.get("RAY_ADDRESS"))
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RarvisionError(
-                f"cannot connect to the Ray cluster {address or os.environ.get('RAY_ADDRESS') or 'of this machine'}: "
-                f"{error}. Check the address, and that a cluster with token authentication finds its token "
+        except Exception as error:  # Ray has no class for them
+            which = address or os.environ.get("RAY_ADDRESS") or "of this machine"
+            raise EncoderError(
+                f"cannot start or reach the Ray cluster {which}: {error}. Check the address, and that a cluster with token authentication finds its token "
                 "(RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)"
             ) from error
     context = ray.data.DataContext.get_current()
@@ -351,3 +354,10 @@ def _cluster(address: str | None) -> Iterator[None]:
             log.setLevel(level)
         if ours:
             ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Raise `OSError` where nobody listens at ``HOST:PORT``: Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()

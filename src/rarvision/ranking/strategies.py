@@ -263,8 +263,8 @@ class Ranker(BaseRanker):
         """The answer, in places of the names as given: ``order[i]`` is the place of the name shown at i."""
         parsed = parse_ranking(completion.text, shown, missing_order=[int(i) for i in np.argsort(order)])
         reason = parsed.reason
-        if reason is not None and completion.finish_reason == "length":
-            reason += "; cut at the token limit"
+        if reason is not None and completion.finish_reason != "stop":
+            reason += f"; cut at the {'token' if completion.finish_reason == 'length' else 'character'} limit"
         return Ranking(
             order=tuple(order[i] for i in parsed.order),
             status=parsed.status,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,15 +25,18 @@ Fault = Literal[
     "500",
     "html",
     "truncated",
+    "no-body",
     "empty",
     "null",
     "no-choices",
     "endless",
     "endless-body",
+    "endless-headers",
     "hang-up",
 ]
-"""``slow``: silent for ``slow_s``; ``drip``: a byte now and then; ``empty``: an empty text; ``null``: no text;
-``endless``: a text of 3 million characters, whatever ``max_tokens`` says; ``endless-body``: never stops sending."""
+"""``slow``: silent for ``slow_s``; ``drip``: a byte now and then; ``no-body``: a 200 of 0 bytes; ``empty``: an empty
+text; ``null``: no text; ``endless``: a text of 3 million characters, whatever ``max_tokens`` says; ``endless-body`` and
+``endless-headers``: never stops sending, the headers one now and then."""
 
 _HTML = b"<!DOCTYPE html><html><body><h1>It works!</h1></body></html>"
 
@@ -43,6 +47,16 @@ def absent_url() -> str:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return f"http://127.0.0.1:{port}/v1"
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep quiet where a client has gone away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @final
@@ -126,9 +140,7 @@ class FakeServer:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
                 """Keep quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Listener(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
         return self
@@ -175,27 +187,33 @@ class FakeServer:
             _send(handler, 429, {"error": {"message": "slow down", "type": "rate_limit"}}, extra)
         elif fault == "500":
             _send(handler, 500, {"error": {"message": "the engine died", "type": "server_error"}})
-        elif fault == "html":
-            _send_bytes(handler, 200, _HTML, {"Content-Type": "text/html"})
-        elif fault == "truncated":
+        elif fault in ("html", "truncated", "no-body"):
             whole = json.dumps(self._reply(body)).encode()
-            _send_bytes(handler, 200, whole[: len(whole) // 2], {"Content-Type": "application/json"})
+            sent = {"html": _HTML, "truncated": whole[: len(whole) // 2], "no-body": b""}[fault]
+            kind = "text/html" if fault == "html" else "application/json"
+            _send_bytes(handler, 200, sent, {"Content-Type": kind})
         elif fault == "hang-up":
             handler.close_connection = True
-        elif fault in ("drip", "endless-body"):
-            self._keep_sending(handler, b" " if fault == "drip" else b"x" * 65536, 0.02 if fault == "drip" else 0.0)
+        elif fault in ("drip", "endless-body", "endless-headers"):
+            self._keep_sending(handler, fault)
         else:
             if fault == "slow":
                 self._closing.wait(self._slow_s)
             _send(handler, 200, self._reply(body, fault))
 
-    def _keep_sending(self, handler: BaseHTTPRequestHandler, piece: bytes, pause_s: float) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
+    def _keep_sending(self, handler: BaseHTTPRequestHandler, fault: Fault) -> None:
+        if fault == "endless-headers":
+            piece, pause_s = b"X-More: to come\r\n", 0.1
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        else:
+            body, pause_s = (b" ", 0.02) if fault == "drip" else (b"x" * 65536, 0.0)
+            piece = b"%x\r\n%s\r\n" % (len(body), body)
+            handler.send_response(200)
+            handler.send_header("Content-Type", "application/json")
+            handler.send_header("Transfer-Encoding", "chunked")
+            handler.end_headers()
         while not self._closing.is_set():
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            handler.wfile.write(piece)
             time.sleep(pause_s)
 
     def _reply(self, body: dict[str, Any], fault: Fault = "ok") -> dict[str, Any]:
