@@ -275,6 +275,12 @@ def test_repairs_are_told(run, memory, monkeypatch):
     assert "put right on opening: removed 1 file" in run("memory", "verify", memory).stdout
 
 
+@pytest.mark.parametrize("command", [["verify"], ["compact"], ["reencode", "--encoder", "other"]])
+def test_what_is_for_folders_says_so(run, command):
+    told = run("memory", command[0], "milvus+http://localhost:1#pets", *command[1:], code=2).stderr
+    assert "this is for a folder" in told
+
+
 def test_a_copy_of_the_folder_is_a_backup(run, memory, tmp_path):
     shutil.copytree(memory, tmp_path / "backup")
     assert answer(run("memory", "verify", tmp_path / "backup", "--json"))["ok"]

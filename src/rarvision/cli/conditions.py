@@ -19,6 +19,7 @@ __all__ = [
     "SourceOption",
     "WhereOption",
     "conditions",
+    "is_address",
     "parse_where",
 ]
 
@@ -66,6 +67,12 @@ def conditions(
         "modality": among.value if among else None,
     }
     return {key: value for key, value in given.items() if value is not None}
+
+
+def is_address(memory: str) -> bool:
+    """Whether it names a memory in Milvus instead of a folder."""
+    scheme, colon, _ = memory.partition(":")
+    return bool(colon) and scheme.partition("+")[0] == "milvus"
 
 
 def parse_where(given: Sequence[str] | None) -> dict[str, Any]:

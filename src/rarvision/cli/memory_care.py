@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,17 +18,21 @@ from rarvision.cli.conditions import (
     SourceOption,
     WhereOption,
     conditions,
+    is_address,
 )
 from rarvision.cli.output import echo_json, print_table, printable, progress, say, size_text
 from rarvision.errors import InputError, MemoryNotFoundError, OptionError
+
+if TYPE_CHECKING:
+    from rarvision.memory import LocalMemory
 
 __all__ = ["register"]
 
 SOME_FAILED = 1
 
-SourceArgument = Annotated[Path, typer.Argument(metavar="SRC", help="The memory's folder.")]
+SourceArgument = Annotated[str, typer.Argument(metavar="SRC", help="The memory: its folder, or its address in Milvus.")]
 TargetArgument = Annotated[
-    Path, typer.Argument(metavar="DST", help="Another memory of the same encoder; made where there is none.")
+    str, typer.Argument(metavar="DST", help="Another memory of the same encoder; made where there is none.")
 ]
 
 
@@ -158,14 +162,14 @@ def copy(
     _transfer(source_memory, target, chosen, removing=False, quiet=quiet, json=json)
 
 
-def _transfer(source: Path, target: Path, chosen: dict[str, Any], *, removing: bool, quiet: bool, json: bool) -> None:
+def _transfer(source: str, target: str, chosen: dict[str, Any], *, removing: bool, quiet: bool, json: bool) -> None:
     from rarvision.memory import create_like, open_memory
     from rarvision.memory.exporting import select
 
     with ExitStack() as stack:
         ours = stack.enter_context(open_memory(source))
         total = len(select(ours, **chosen))
-        if not total and not target.exists():
+        if not total and not is_address(target) and not Path(target).exists():
             raise OptionError(f"no entry of {source} meets the conditions; nothing was done")
         try:
             theirs = stack.enter_context(open_memory(target))
@@ -206,9 +210,7 @@ def verify(
       1  something is not; the table says what
       3  it cannot be opened at all
     """
-    from rarvision.memory import LocalMemory
-
-    with LocalMemory.open(memory) as store:
+    with open_folder(memory) as store:
         about = store.info()
         with progress("Checking", total=about.bytes >> 20, quiet=quiet, unit="MB") as bar:
             problems = store.verify(progress=in_megabytes(bar.to))
@@ -225,6 +227,15 @@ def verify(
             say_done(f"{memory}: {about.entries:,} entries, {size_text(about.bytes)}: all as it was written")
     if problems:
         raise typer.Exit(SOME_FAILED)
+
+
+def open_folder(memory: str) -> LocalMemory:
+    """Open a memory in a folder; raises `OptionError` for one that Milvus looks after."""
+    if is_address(memory):
+        raise OptionError(f"{memory} is kept by Milvus, which looks after its files itself; this is for a folder")
+    from rarvision.memory import LocalMemory
+
+    return LocalMemory.open(memory)
 
 
 def in_megabytes(show: Callable[[int], None]) -> Callable[[int], None]:
@@ -246,10 +257,8 @@ def compact(
     \b
     --json prints one object: entries, segments_before, segments_after, bytes_before, bytes_after, index
     """
-    from rarvision.memory import LocalMemory
-
     with (
-        LocalMemory.open(memory) as store,
+        open_folder(memory) as store,
         progress("Compacting", total=len(store), quiet=quiet, unit="entries") as bar,
     ):
         report = store.compact(progress=bar.to)
@@ -299,10 +308,8 @@ def reencode(
       0  the memory is the new encoder's
       1  some images cannot be had; the memory is still the old encoder's
     """
-    from rarvision.memory import LocalMemory
-
     models.set_max_pixels(max_pixels)
-    with LocalMemory.open(memory) as store:
+    with open_folder(memory) as store:
         loaded = models.open_encoder(encoder, device=device)
         with progress("Encoding anew", total=len(store), quiet=quiet, unit="entries") as bar:
             report = store.reencode(

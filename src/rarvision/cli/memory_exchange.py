@@ -15,6 +15,7 @@ from rarvision.cli.conditions import (
     SourceOption,
     WhereOption,
     conditions,
+    is_address,
 )
 from rarvision.cli.output import echo_json, printable, progress, size_text
 from rarvision.errors import OptionError
@@ -82,7 +83,7 @@ def export(
     \b
     --json prints one object: entries, left_out (texts, in a FILE.index), bytes, files
     """
-    from rarvision.memory import LocalMemory, export_faiss, export_parquet
+    from rarvision.memory import export_faiss, export_parquet, open_memory
 
     chosen = conditions(category=category, source=source, entry=entry, where=where, among=among)
     suffix = out.suffix.lower()
@@ -92,7 +93,7 @@ def export(
         raise OptionError(f"--labels and --classnames go with {FAISS[0]}; a {PARQUET} file holds everything itself")
     if suffix in FAISS and (chosen or not thumbnails):
         raise OptionError(f"a {suffix} file takes all images and no thumbnails; conditions go with {PARQUET}")
-    with LocalMemory.open(memory) as store:
+    with open_memory(memory) as store:
         total = None if chosen else store.count(None if suffix == PARQUET else "image")
         with progress("Exporting", total=total, quiet=quiet, unit="entries") as bar:
             if suffix == PARQUET:
@@ -133,8 +134,12 @@ def import_(
     ] = None,
     *,
     out: Annotated[
-        Path,
-        typer.Option("--out", metavar="DIR", help="The new memory's folder; for a Parquet file also one to add to."),
+        str,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="The new memory's folder; for a Parquet file also a memory that is there, in a folder or in Milvus.",
+        ),
     ],
     classnames: Annotated[
         Path | None, typer.Option("--classnames", metavar="FILE", help="Names of numbered labels, one a line, from 0.")
@@ -181,25 +186,29 @@ def import_(
 
 
 def _import_parquet(
-    path: Path, out: Path, *, classnames: Path | None, encoder: str | None, device: str, quiet: bool, json: bool
+    path: Path, out: str, *, classnames: Path | None, encoder: str | None, device: str, quiet: bool, json: bool
 ) -> None:
     if path.suffix.lower() in FAISS:
         raise OptionError(f"{path} needs its LABELS file beside it; only a {PARQUET} file holds its labels itself")
     if classnames is not None:
         raise OptionError(f"--classnames goes with a faiss index; a {PARQUET} file holds its names itself")
-    from rarvision.memory import LocalMemory, import_parquet
+    from rarvision.memory import import_parquet, open_memory
     from rarvision.memory.parquet import read_settings
 
     total = read_settings(path).entries  # what is wrong with the file shows before a model is loaded
     loaded = None if encoder is None else models.open_encoder(encoder, device=device)
     with progress("Importing", total=total, quiet=quiet, unit="entries") as bar:
-        report = import_parquet(path, out, encoder=loaded, progress=bar.to)
-    with LocalMemory.open(out) as store:
+        if is_address(out):
+            with open_memory(out) as there:
+                report = import_parquet(path, there, encoder=loaded, progress=bar.to)
+        else:
+            report = import_parquet(path, out, encoder=loaded, progress=bar.to)
+    with open_memory(out) as store:
         result = {"entries": len(store), "categories": len(store.categories()), "dim": store.dim}
     _tell(out, result | {"added": report.added, "skipped": report.skipped}, json=json)
 
 
-def _tell(out: Path, result: dict[str, Any], *, json: bool) -> None:
+def _tell(out: str, result: dict[str, Any], *, json: bool) -> None:
     if json:
         echo_json(result)
         return
