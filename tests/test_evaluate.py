@@ -7,7 +7,7 @@ import json
 import pytest
 
 from colour_world import COLOURS, Pictures, ScriptedRanker, make_memory, picture
-from rarvision.errors import ChatProtocolError, DatasetError, InputError, OptionError
+from rarvision.errors import ChatProtocolError, ChatUnavailableError, DatasetError, InputError, OptionError
 from rarvision.evaluate import evaluate
 from rarvision.pipeline import Recognizer
 from rarvision.types import Sample
@@ -187,6 +187,39 @@ def test_failures_are_tried_again(memory, tmp_path):
     again = Pictures(COLOURS)
     assert evaluate(Recognizer(memory), again, out=out).top1 == 1.0
     assert again.opened == [], "the last line of an image counts"
+
+
+class NamelessWhenDown(ScriptedRanker):
+    """Like a server, which says its model's name only while it is up."""
+
+    @property
+    def settings(self):
+        return {"name": "the model at an address" if self.failing else "model"}
+
+
+def test_what_the_mllm_did_not_answer_is_asked_again(memory, tmp_path):
+    out = tmp_path / "out.jsonl"
+
+    def run(ranker):
+        pictures = Pictures(COLOURS)
+        recognizer = Recognizer(memory, k=6, ranker=ranker, ranker_weight="replace", allow_fallback=True, batch_size=2)
+        return evaluate(recognizer, pictures, out=out), pictures.opened
+
+    assert run(ScriptedRanker(failing=["red", "green"], error=ChatUnavailableError))[0].statuses["fallback"] == 6
+    assert [line["unanswered"] for line in lines(out)[1:]] == [True] * 6
+    report, opened = run(ScriptedRanker(failing=["white"], error=ChatUnavailableError))
+    assert (opened, report.statuses) == ([0, 1, 2, 3, 4, 5], {"ranked": 5, "repaired": 0, "fallback": 1})
+    report, opened = run(ScriptedRanker(status="fallback"))
+    assert (opened, report.statuses) == ([5], {"ranked": 5, "repaired": 0, "fallback": 1})
+    assert lines(out)[-1]["unanswered"] is False, "an answer that could not be read"
+    assert run(ScriptedRanker())[1] == []
+
+    out.unlink()
+    run(NamelessWhenDown(failing=COLOURS, error=ChatUnavailableError))
+    assert run(NamelessWhenDown())[0].statuses["ranked"] == 6
+    assert len(lines(out)) == 7
+    with pytest.raises(InputError, match=r"ranker: .*the model at an address"):
+        run(NamelessWhenDown(failing=COLOURS, error=ChatUnavailableError))
 
 
 @pytest.mark.parametrize("text", ["no JSON\n", '["list"]\n', '{"configuration": 3}\n', '{"a": 1}\n{"b": 2}\n'])

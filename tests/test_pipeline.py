@@ -14,6 +14,7 @@ from rarvision.errors import (
     ChatProtocolError,
     ChatUnavailableError,
     ChatUnsupportedError,
+    ContextLengthError,
     EncoderError,
     ImageError,
     ImageTooLargeError,
@@ -229,12 +230,47 @@ def test_an_image_that_the_mllm_refuses_fails_alone(memory):
 
 def test_a_server_that_is_down_is_not_asked_for_every_image(memory):
     ranker = ScriptedRanker(failing=COLOURS, error=ChatUnavailableError)
-    recognizer = Recognizer(memory, ranker=ranker, allow_fallback=True)
+    recognizer = Recognizer(memory, ranker=ranker, allow_fallback=True, batch_size=2)
     outcomes = recognizer.recognize_batch([picture(colour) for colour in COLOURS])
     assert [outcome.label for outcome in outcomes] == list(COLOURS)
     assert {outcome.ranking.status for outcome in outcomes} == {"fallback"}
+    assert all(outcome.ranking.unanswered for outcome in outcomes)
     assert all("tired" in outcome.ranking.reason for outcome in outcomes)
-    assert ranker.batches == [6, 1, 1]
+    asked = ["not asked, since 2 questions in a row" not in outcome.ranking.reason for outcome in outcomes]
+    assert asked == [True, True, False, False, False, False]
+    assert ranker.batches == [2, 1, 1]
+    recognizer.recognize(picture("red"))
+    assert ranker.batches == [2, 1, 1], "by the next call neither"
+
+
+def test_a_server_that_was_down_is_asked_one_question_after_a_while(memory, monkeypatch):
+    ranker = ScriptedRanker("blue", failing=COLOURS, error=ChatUnavailableError)
+    recognizer = Recognizer(memory, k=6, ranker=ranker, ranker_weight="replace", allow_fallback=True, batch_size=3)
+    monkeypatch.setattr("rarvision.pipeline._ASK_AGAIN_AFTER_S", 0.0)
+    recognizer.recognize_batch([picture(colour) for colour in COLOURS])
+    assert ranker.batches == [3, 1, 1, 1], "one question in the second batch"
+    ranker.failing = ()
+    outcomes = recognizer.recognize_batch([picture(colour) for colour in COLOURS])
+    assert [outcome.label for outcome in outcomes] == ["blue"] * 6
+    assert ranker.batches[4:] == [1, 2, 3]
+
+
+def test_images_given_one_by_one_count_together(memory):
+    ranker = ScriptedRanker(failing=COLOURS, error=ChatUnavailableError)
+    recognizer = Recognizer(memory, ranker=ranker, allow_fallback=True)
+    for colour in COLOURS:
+        assert recognizer.recognize(picture(colour)).ranking.unanswered
+    assert ranker.batches == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "unanswered"),
+    [(ChatUnavailableError, True), (ChatProtocolError, True), (ContextLengthError, False), (ImageError, False)],
+)
+def test_what_another_time_may_answer_is_told_apart(memory, error, unanswered):
+    ranker = ScriptedRanker(failing=["red"], error=error)
+    prediction = Recognizer(memory, ranker=ranker, allow_fallback=True).recognize(picture("red"))
+    assert (prediction.ranking.status, prediction.ranking.unanswered) == ("fallback", unanswered)
 
 
 def test_batches_and_order(memory):

@@ -44,6 +44,7 @@ class EvaluatedImage:
         unknown_probability: Stated probability that the true name was not retrieved.
         status: The ranking's status, None where no ranker was asked.
         reason: Why the ranking is not as answered.
+        unanswered: Whether it fell back because the MLLM gave no answer; such an image is done again.
         raw: The MLLM's answer, where it wrote one.
         retrieval_ms: Milliseconds of encoding and search.
         ranking_ms: Milliseconds of ranking.
@@ -58,6 +59,7 @@ class EvaluatedImage:
     unknown_probability: float = 1.0
     status: str | None = None
     reason: str | None = None
+    unanswered: bool = False
     raw: str | None = None
     retrieval_ms: float = 0.0
     ranking_ms: float = 0.0
@@ -78,6 +80,7 @@ class EvaluatedImage:
             unknown_probability=outcome.unknown_probability,
             status=None if ranking is None else ranking.status,
             reason=None if ranking is None else ranking.reason,
+            unanswered=ranking is not None and ranking.unanswered,
             raw=None if ranking is None else ranking.raw,
             retrieval_ms=outcome.retrieval_ms,
             ranking_ms=outcome.ranking_ms,
@@ -195,7 +198,8 @@ def evaluate(
         dataset: Labelled images with unique sources.
         out: A JSONL file: a header with the configuration, then a line an image (`EvaluatedImage`), written as it
             comes. When the run is interrupted, the same call goes on after the last complete line, and tries the
-            images that failed again; what comes of them is one more line, and of an image's lines the last one counts.
+            images again that failed, or that the MLLM gave no answer for; what comes of them is one more line, and of
+            an image's lines the last one counts.
         resume: Whether to go on with an existing ``out``; False starts it anew.
         progress: Called with the number of images done, those of earlier runs included, and of all.
         ks: For ``topk`` and ``recall``; those above the recogniser's k are left out, and 1 and k itself are added.
@@ -286,28 +290,35 @@ def _for_report(image: EvaluatedImage) -> EvaluatedImage:
 def _read_done(path: Path, configuration: Mapping[str, Any]) -> tuple[dict[str, EvaluatedImage], int]:
     """The answers that an earlier run with the same configuration wrote, and where the last complete line ends.
 
-    What failed then is left out: it is tried again.
+    What failed then, or had no answer, is left out: it is tried again. Where there is nothing else, the file is started
+    anew: a server that is down does not say its model's name, so the configuration may differ.
     """
     advice = "give another file, or resume=False (--no-resume) to start it anew"
     done: dict[str, EvaluatedImage] = {}
-    end = 0
+    there: dict[str, Any] = {}
+    images = end = 0
     try:
         with path.open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
                     values = json.loads(line)
                     if end == 0:
-                        _check_configuration(path, dict(values["configuration"]), configuration, advice)
+                        there = dict(values["configuration"])
                     else:
+                        images += 1
                         names = {key: tuple(values[key]) for key in ("ranked", "retrieved")}
                         image = EvaluatedImage(**{**values, **names})
-                        if image.error is None:
+                        if image.error is None and not image.unanswered:
                             done[image.source] = _for_report(image)
                     end += len(line)
                 elif end == 0:
                     raise InputError(f"{path}: is not the file of an evaluation (no complete line); {advice}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not the file of an evaluation ({error}); {advice}") from error
+    if end and (done or not images):
+        _check_configuration(path, there, configuration, advice)
+    elif there != json.loads(json.dumps(configuration)):
+        return {}, 0
     return done, end
 
 

@@ -25,6 +25,7 @@ from rarvision.calibration import (
 from rarvision.encoders import Views, check_views, ordered_map
 from rarvision.errors import (
     ChatError,
+    ChatProtocolError,
     ChatUnavailableError,
     ChatUnsupportedError,
     ImageError,
@@ -48,6 +49,7 @@ _READERS = 4
 _READ_AHEAD = 8
 _MAX_BATCH_PIXELS = 64_000_000
 _GIVE_UP_AFTER = 2
+_ASK_AGAIN_AFTER_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +63,46 @@ class RecognitionFailure:
 
     source: str
     error: RarvisionError
+
+
+class _Outage:
+    """Whether the MLLM is taken to be down: after a few questions in a row that nothing answered."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._until = 0.0
+        self._reason = ""
+
+    @property
+    def suspected(self) -> bool:
+        """Whether it did not answer lately: then it is not asked, or one question to begin with."""
+        return self._in_a_row >= _GIVE_UP_AFTER
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it is not to be asked now."""
+        return self.suspected and time.monotonic() < self._until
+
+    def note(self, error: Exception | None) -> None:
+        """What came of a question."""
+        if not isinstance(error, ChatUnavailableError):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self._until = time.monotonic() + _ASK_AGAIN_AFTER_S
+        self._reason = (
+            f"not asked, since {self._in_a_row} questions in a row had no answer and {_ASK_AGAIN_AFTER_S:g} s are not "
+            f"over: {type(error).__name__}: {error}"
+        )
+
+    def fallback(self, n: int, strategy: str) -> Ranking:
+        """What an image gets that the MLLM was not asked about."""
+        return _fallback(n, strategy, self._reason, unanswered=True)
+
+
+def _fallback(n: int, strategy: str, reason: str, *, unanswered: bool) -> Ranking:
+    """Retrieval's order."""
+    return Ranking(order=tuple(range(n)), strategy=strategy, status="fallback", reason=reason, unanswered=unanswered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +126,8 @@ class Recognizer:
             the ranker alone.
         calibration: The parameters of the mix and of "not retrieved".
         allow_fallback: What to do where the MLLM cannot answer: raise (False), or predict from retrieval and say so
-            in the prediction's ``ranking.status`` and ``reason`` (True). A strategy that the MLLM does not serve is
+            in the prediction's ``ranking.status``, ``reason`` and ``unanswered`` (True). Where nothing answers twice in
+            a row, nothing is asked for half a minute, then one question. A strategy that the MLLM does not serve is
             raised either way. An image that the MLLM's preprocessing refuses fails alone (False), or falls back.
         batch_size: Images that are encoded and ranked together.
         views: What is encoded of each image, see `rarvision.encoders.Views`: several views cost as many forward passes.
@@ -122,6 +165,7 @@ class Recognizer:
         self._allow_fallback = allow_fallback
         self._batch_size = batch_size
         self._views = check_views(views)
+        self._outage = _Outage()
 
     @property
     def memory(self) -> Memory:
@@ -284,44 +328,52 @@ class Recognizer:
 
     def _rank(
         self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
-    ) -> list[Ranking | ImageError | None]:
+    ) -> Sequence[Ranking | ImageError | None]:
         """A ranking for each image, or the error where the MLLM's preprocessing refuses it."""
         if self._ranker is None:
             return [None] * len(items)
         images = [item.image for item in items]
         names = [[candidate.category for candidate in candidates] for candidates in found]
+        rankings: list[Ranking | ImageError] = []
+        if images and self._outage.suspected and not self._outage.waiting:
+            rankings.append(self._rank_alone(self._ranker, images[0], names[0]))
+        if self._outage.suspected:
+            left = names[len(rankings) :]
+            return [*rankings, *(self._outage.fallback(len(each), self._ranker.strategy) for each in left)]
+        return [*rankings, *self._rank_together(self._ranker, images[len(rankings) :], names[len(rankings) :])]
+
+    def _rank_together(
+        self, ranker: BaseRanker, images: Sequence[Image], names: Sequence[Sequence[str]]
+    ) -> list[Ranking | ImageError]:
+        """As a batch; where that fails one by one, until the MLLM is taken to be down: only what fails falls back."""
+        if len(images) == 1:
+            return [self._rank_alone(ranker, images[0], names[0])]
         try:
-            return list(self._ranker.rank_batch(images, names))
+            return list(ranker.rank_batch(images, names))
         except (ChatError, ImageError) as error:
             if self._must_raise(error):
                 raise
-        return self._rank_one_by_one(self._ranker, images, names)
-
-    def _rank_one_by_one(
-        self, ranker: BaseRanker, images: Sequence[Image], names: Sequence[Sequence[str]]
-    ) -> list[Ranking | ImageError | None]:
-        """After a batch failed: only what fails alone falls back, and a server that is down is not asked for ever."""
-        rankings: list[Ranking | ImageError | None] = []
-        unavailable = 0
-        reason = ""
+        rankings: list[Ranking | ImageError] = []
         for image, candidates in zip(images, names, strict=True):
-            if unavailable < _GIVE_UP_AFTER:
-                try:
-                    rankings.append(ranker.rank(image, candidates))
-                except (ChatError, ImageError) as error:
-                    if self._must_raise(error):
-                        raise
-                    if isinstance(error, ImageError) and not self._allow_fallback:
-                        rankings.append(error)
-                        continue
-                    unavailable = unavailable + 1 if isinstance(error, ChatUnavailableError) else 0
-                    reason = f"{type(error).__name__}: {error}"
-                else:
-                    unavailable = 0
-                    continue
-            order = tuple(range(len(candidates)))
-            rankings.append(Ranking(order=order, strategy=ranker.strategy, status="fallback", reason=reason))
+            if self._outage.suspected:
+                rankings.append(self._outage.fallback(len(candidates), ranker.strategy))
+            else:
+                rankings.append(self._rank_alone(ranker, image, candidates))
         return rankings
+
+    def _rank_alone(self, ranker: BaseRanker, image: Image, candidates: Sequence[str]) -> Ranking | ImageError:
+        try:
+            ranking = ranker.rank(image, candidates)
+        except (ChatError, ImageError) as error:
+            if self._must_raise(error):
+                raise
+            self._outage.note(error)
+            if isinstance(error, ImageError) and not self._allow_fallback:
+                return error
+            no_answer = isinstance(error, ChatUnavailableError | ChatProtocolError)
+            return _fallback(len(candidates), ranker.strategy, f"{type(error).__name__}: {error}", unanswered=no_answer)
+        self._outage.note(None)
+        return ranking
 
     def _must_raise(self, error: ChatError | ImageError) -> bool:
         """Whether an error is more than one image's."""

@@ -116,6 +116,8 @@ class Ranking:
         reason: Why it is not ``ranked``; None for ``ranked``.
         raw: The answer as it came, None where the strategy reads probabilities.
         strategy: The strategy's name.
+        unanswered: ``fallback`` because no answer could be had (the server was down), not because it could not be read:
+            asked another time, the MLLM may answer. A run that goes on asks again.
     """
 
     order: tuple[int, ...]
@@ -124,6 +126,7 @@ class Ranking:
     status: RankingStatus = "ranked"
     reason: str | None = None
     raw: str | None = None
+    unanswered: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.order)
@@ -140,6 +143,10 @@ class Ranking:
         _require(
             (self.status == "ranked") == (self.reason is None),
             f"a reason goes with repaired and fallback only: status {self.status!r}, reason {self.reason!r}",
+        )
+        _require(
+            not self.unanswered or (self.status == "fallback" and self.raw is None),
+            f"unanswered goes with fallback and without an answer: status {self.status!r}, raw {self.raw!r}",
         )
 
 

@@ -69,6 +69,8 @@ def demo(
       retrieval_top1, recall_at_5, rar_top1, fallback_rate, repaired_rate, ms_per_image_retrieval,
       ms_per_image_ranking
     recall_at_5 is retrieval's, measured at 5 whatever --k is
+    Units: what ends in _top1 or _recall_at_5, and recall_at_5, is in percent, 0 to 100; the two rates are shares from
+      0 to 1; what begins with ms_per_image is in milliseconds
     """
     models.quiet_transformers()
     from rarvision.demo import run_demo

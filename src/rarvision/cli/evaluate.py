@@ -39,7 +39,7 @@ def evaluate(
     """Measure how well a memory and a ranker recognise labelled images.
 
     With --output FILE every image's outcome is written at once as a line of JSON; the same command given again goes on
-    where it stopped.
+    where it stopped, and does again what failed and what the ranker gave no answer for.
 
     \b
     Examples:
@@ -51,6 +51,9 @@ def evaluate(
     --json prints one object: n, failures, top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
       calibration_error, statuses, fallback_rate, repaired_rate, retrieval_ms, ranking_ms, version, dataset, encoder,
       ranker, configuration
+    Units: accuracies, recalls and rates (top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
+      fallback_rate, repaired_rate) and calibration_error are shares from 0 to 1; n, failures and statuses count images;
+      retrieval_ms and ranking_ms are milliseconds an image
     --csv writes the same as a row, without the configuration: topk_1, statuses_ranked, top1_interval_low, …
     """
     from rarvision.datasets import NameList, open_dataset

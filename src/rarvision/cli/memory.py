@@ -281,6 +281,7 @@ def evaluate(
     \b
     --json prints one object: top1, recall_at_5_images (the category is among the 5 nearest images),
       recall_at_5_categories (among the 5 nearest categories), entries, categories; --csv writes it as a row
+    Units: top1 and the recalls are shares from 0 to 1; entries counts images, categories counts names
     """
     from rarvision.memory.opening import open_memory
     from rarvision.retrieval import leave_one_out as measure

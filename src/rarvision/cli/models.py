@@ -109,6 +109,7 @@ def _encoder_of(memory: Memory, *, encoder: str | None, device: str) -> str | No
 
 def ray_options(memory: Memory, *, encoder: str | None = None, device: str = "auto") -> dict[str, Any]:
     """How Ray workers load a memory's encoder, as `bind_encoder` does here."""
+    quiet_transformers()  # for the names, which are encoded here
     spec = _encoder_of(memory, encoder=encoder, device=device)
     if spec is not None:
         return {"load": partial(open_encoder, spec, device=device)}

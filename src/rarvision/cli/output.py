@@ -182,7 +182,8 @@ class ResultFile:
     """JSON lines that a second run of the same command goes on with.
 
     Every line carries ``run``, a hash of the settings: a file of other settings is refused rather than mixed. Lines
-    with an ``error``, and a last line that a crash cut off, are taken out and done again.
+    with an ``error``, those whose ranking is ``unanswered``, and a last line that a crash cut off, are taken out and
+    done again, whatever the settings.
     """
 
     def __init__(self, path: Path, *, settings: Mapping[str, Any], resume: bool = True) -> None:
@@ -212,14 +213,15 @@ class ResultFile:
                 raise InputError(
                     f"{self.path}, line {number}: not a result of rarvision; choose another --output"
                 ) from error
+            if "error" in record or (record.get("ranking") or {}).get("unanswered"):
+                continue
             if run != self.run:
                 raise InputError(
                     f"{self.path}, line {number}: written with other settings or another memory; "
                     "give the same ones, choose another --output, or start it anew with --no-resume"
                 )
-            if "error" not in record:
-                kept.append(line)
-                self.done[source] = record
+            kept.append(line)
+            self.done[source] = record
         return kept
 
     def _rewrite(self, lines: Sequence[str]) -> None:

@@ -43,7 +43,8 @@ def recognize(
     """Recognise images: the memory proposes categories, the ranker chooses.
 
     A bad image is reported and never stops the others; the exit code is then 1. With --output FILE every result is
-    written at once as a line of JSON, and the same command given again goes on where it stopped.
+    written at once as a line of JSON, and the same command given again goes on where it stopped: it does again what
+    failed and what the ranker gave no answer for. --json prints the new results only; --output and --csv hold all.
 
     \b
     Examples:
@@ -55,8 +56,10 @@ def recognize(
     \b
     --json prints one object a line:
       source, label, probability, unknown_probability, candidates [category, similarity, probability],
-      ranking {strategy, status, reason, raw}, retrieval_ms, ranking_ms      or: source, error
-      (ranking.status is ranked, repaired or fallback; null where no ranker was asked)
+      ranking {strategy, status, reason, raw, unanswered}, retrieval_ms, ranking_ms      or: source, error
+    ranking.status is ranked, repaired or fallback; unanswered is true where it fell back because no answer came, and
+    false where one came that could not be read; all are null where no ranker was asked
+    Probabilities are shares from 0 to 1, similarity is a cosine or a fusion of cosines, times are milliseconds
     """
     models.set_max_pixels(path.max_pixels)
     paths = image_paths(images, null=null)
@@ -152,6 +155,7 @@ def record_of(outcome: Prediction | RecognitionFailure) -> dict[str, Any]:
             "status": ranking.status if ranking else None,
             "reason": ranking.reason if ranking else None,
             "raw": ranking.raw if ranking else None,
+            "unanswered": ranking.unanswered if ranking else None,
         },
         "retrieval_ms": round(outcome.retrieval_ms, 3),
         "ranking_ms": round(outcome.ranking_ms, 3),

@@ -323,7 +323,7 @@ class _Run:
 def _cluster(address: str | None) -> Iterator[None]:
     """Connected, with results in order, and Ray's own bars and log lines off the terminal."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice on machines without GPUs
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # and one on how Ray Data itself starts its actors
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # and a false alarm of Ray Data's own actors
     import ray
     import ray.data
 
@@ -335,7 +335,8 @@ def _cluster(address: str | None) -> Iterator[None]:
         except Exception as error:  # Ray has no class for them
             which = address or os.environ.get("RAY_ADDRESS") or "of this machine"
             raise EncoderError(
-                f"cannot start or reach the Ray cluster {which}: {error}. Check the address, and that a cluster with token authentication finds its token "
+                f"cannot start or reach the Ray cluster {which}: {error}. Check the address, and "
+                "that a cluster with token authentication finds its token "
                 "(RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)"
             ) from error
     context = ray.data.DataContext.get_current()

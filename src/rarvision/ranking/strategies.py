@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -126,13 +127,10 @@ def _spread(ranking: Ranking, distinct: Sequence[str], names: Sequence[str]) -> 
     for place, name in enumerate(names):
         places[index[name]].append(place)
     scores = ranking.log_scores
-    return Ranking(
+    return replace(
+        ranking,
         order=tuple(place for i in ranking.order for place in places[i]),
         log_scores=None if scores is None else tuple(scores[index[name]] for name in names),
-        strategy=ranking.strategy,
-        status=ranking.status,
-        reason=ranking.reason,
-        raw=ranking.raw,
     )
 
 
