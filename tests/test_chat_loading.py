@@ -120,6 +120,44 @@ def test_dtype(folders, llava):
     np.testing.assert_allclose(half, llava.option_log_probs([request], [["A", "B"]])[0], atol=1.0)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pixels_do_not_depend_on_torchvision(folders, family, monkeypatch):
+    import transformers
+
+    asked = []
+    real = transformers.AutoImageProcessor.from_pretrained
+
+    def spy(*arguments, **options):
+        asked.append(options.get("backend"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", spy)
+    processor = LocalChat(folders[family])._processor
+    assert type(processor.image_processor).__name__.endswith("Pil")
+    assert asked[-1] == "pil", "by default the other backend is chosen where torchvision is installed"
+
+
+def test_an_image_processor_that_is_not_to_be_had_alone(folders, monkeypatch):
+    import transformers
+
+    whole = transformers.AutoProcessor.from_pretrained(folders["llava"])
+
+    def refuse(*_, **__):
+        raise ValueError("no image processor of its own")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *_, **__: whole)
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", refuse)
+    assert LocalChat(folders["llava"])._processor.image_processor is whole.image_processor
+
+
+def test_loading_shows_no_bar(folders, capsys):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    LocalChat(folders["llava"])
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
 def test_processor_without_torchvision(folders, family, monkeypatch):
     """What AutoProcessor raises without torchvision must lead to the image-only processor, in any environment."""

@@ -1,6 +1,7 @@
 """``rarvision demo``: what its figures mean, and its picture."""
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -31,3 +32,10 @@ def test_a_picture_of_nothing_is_refused(tmp_path):
     with pytest.raises(OptionError, match="at least one panel"):
         draw_panels([], tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_more_categories_than_there_are():
+    result = CliRunner().invoke(app, ["demo", "--no-picture", "--domain", "fish", "--categories", "100000"])
+    assert result.exit_code == 2
+    expected = r"--categories\) must be at most [\d,]+, which is what fish has for tests; got 100,000\n"
+    assert re.search(expected, result.stderr)

@@ -11,13 +11,18 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from typer.testing import CliRunner
 
 from cli_world import COLOURS, lines, picture, table
+from rarvision.chat import LocalChat
 from rarvision.cli import models
 from rarvision.cli import recognize as recognize_module
 from rarvision.cli.inputs import image_paths
+from rarvision.cli.main import app
 from rarvision.cli.output import ResultFile
+from rarvision.cli.ranker_options import read_ranker_options
 from rarvision.errors import InputError
+from rarvision.testing.server import FakeServer
 
 
 def test_recognize_json_has_the_documented_fields(run, memory, photos):
@@ -93,6 +98,14 @@ def test_the_retrieval_options_arrive(run, memory, photos, monkeypatch):
         (["--text-weight", "nan"], "--text-weight must lie between 0 and 1, got nan"),
         (["--hubness", "csls", "--aggregate", "vote"], "choose aggregate='blend'"),
         (["--repeats"], "distinct=False"),
+        (["--strategy", "choice"], "--strategy needs --ranker"),
+        (["--strategy", "generate", "--constrained"], "--strategy, --constrained need --ranker"),
+        (["--prompt", "paper"], "--prompt needs --ranker"),
+        (["--ranker-weight", "replace"], "--ranker-weight needs --ranker"),
+        (["--allow-fallback"], "--allow-fallback needs --ranker"),
+        (["--quantization", "4bit"], "--quantization needs --ranker"),
+        (["--ranker-model", "m", "--timeout", "9"], "--ranker-model, --timeout need --ranker"),
+        (["--ranker-option", "retries=1"], "--ranker-option needs --ranker"),
     ],
 )
 def test_options_that_contradict(run, memory, photos, extra, message):
@@ -100,6 +113,68 @@ def test_options_that_contradict(run, memory, photos, extra, message):
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+OPEN_CHAT = models._open_chat  # before it is replaced by a fake
+SERVED, LOCAL = ["--ranker", "http://host/v1"], ["--ranker", "some/mllm"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ([*SERVED, "--ranker-option", "max-token=9"], "has no key 'max_token'; did you mean max_tokens?"),
+        ([*SERVED, "--ranker-option", "colour=9"], "has no key 'colour'; known are max_tokens, guided"),
+        (
+            [*SERVED, "--ranker-option", "retries"],
+            "retries needs a value: retries=VALUE, which is a whole number from 0",
+        ),
+        ([*SERVED, "--ranker-option", "top_logprobs=21"], "must be a whole number from 1 to 20; got '21'"),
+        ([*SERVED, "--ranker-option", "extra_body=[1]"], "extra_body must be a JSON object such as"),
+        ([*SERVED, "--ranker-option", "dtype=float16"], "dtype goes with a local model as --ranker"),
+        ([*LOCAL, "--ranker-option", "guided=regex"], "guided goes with the URL of a server as --ranker"),
+        ([*LOCAL, "--ranker-option", "device_map=gpu"], "device_map must be auto, balanced, sequential, or a JSON"),
+        ([*LOCAL, "--ranker-option", "max_tokens=9", "-s", "choice"], "max_tokens goes with --strategy generate"),
+        ([*LOCAL, "--ranker-option", "max_tokens=9"], "--strategy auto is likelihood with this ranker"),
+        ([*LOCAL, "--ranker-option", "dtype=auto", "--ranker-option", "dtype=auto"], "dtype was given twice"),
+    ],
+)
+def test_ranker_options_that_are_refused(run, memory, photos, extra, message):
+    result = run("recognize", photos, "-m", memory, *extra, code=2)
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_ranker_options_reach_the_server(memory, photos, monkeypatch):
+    monkeypatch.setattr(models, "_open_chat", OPEN_CHAT)
+    settings = {
+        "guided": "regex",
+        "max_tokens": "77",
+        "top_logprobs": "3",
+        "extra_body": '{"seed": 5, "temperature": null}',
+        "concurrency": "1",
+        "retries": "1",
+    }
+    more = [text for item in settings.items() for text in ("--ranker-option", "=".join(item))]
+    with FakeServer("['red', 'blue']", faults=["ok", "500"]) as server:
+        command = ["recognize", str(photos / "red.png"), "-m", str(memory), "-r", server.url, *more]
+        result = CliRunner().invoke(app, [*command, "--strategy", "generate", "--constrained", "--json"])
+        assert result.exit_code == 0, result.output
+        probe, *asked = server.requests
+    assert len(asked) == 2
+    assert probe["top_logprobs"] == 3
+    assert all((body["max_tokens"], body["seed"]) == (77, 5) and "regex" in body for body in asked)
+    assert all("temperature" not in body for body in asked)
+
+
+def test_ranker_options_reach_a_local_model(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(LocalChat, "__init__", lambda self, model, **given: seen.update(given))
+    monkeypatch.setattr(models, "quiet_transformers", lambda: None)
+    more = read_ranker_options(["dtype=bfloat16", 'device_map={"": "cpu"}', "max_tokens=3"], served=False)
+    wanted = models.RankerOptions(spec="some/mllm", strategy="generate", more=more)
+    models._open_chat(wanted, device="auto", batch_size=4)
+    assert (seen["dtype"], seen["device_map"]) == ("bfloat16", {"": "cpu"})
+    assert "max_tokens" not in seen
 
 
 def test_a_prompt_that_is_no_text(run, memory, photos, tmp_path):
@@ -338,7 +413,6 @@ INTERRUPTED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from rarvision.cli import models, recognize
-from rarvision.testing.encoders import FakeEncoder
 models.open_encoder = lambda spec, device="auto": FakeEncoder()
 real = recognize._samples
 def slowly(*args, **kwargs):

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+from transformers.utils import logging
 
 from rarvision.encoders import Encoder, TransformersEncoder, ordered_map, same_encoder, worker_pool
 from rarvision.encoders.base import chunked_map
@@ -104,6 +105,32 @@ def test_the_pixels_do_not_depend_on_torchvision(checkpoints, family, monkeypatc
     processor = TransformersEncoder(checkpoints[family])._processor
     assert type(processor).__name__.endswith("Pil")
     assert asked == ["pil"], "by default the other backend is chosen where torchvision is installed"
+
+
+def test_loading_shows_no_bar_but_those_of_downloads(checkpoints, monkeypatch, capsys):
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+
+    hidden = []
+    real = CLIPModel.from_pretrained
+
+    def spy(*arguments, **options):
+        hidden.append(are_progress_bars_disabled())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", spy)
+    enable_progress_bars()
+    logging.enable_progress_bar()
+    TransformersEncoder(checkpoints["clip"])
+    assert (capsys.readouterr().err, hidden) == ("", [False])
+    real(checkpoints["clip"])
+    assert "Loading weights" in capsys.readouterr().err, "as before, for whoever else loads models"
+
+
+def test_the_probe_is_not_a_users_image(checkpoints, monkeypatch):
+    encoder = TransformersEncoder(checkpoints["clip"], batch_size=2)
+    before = encoder.probe()
+    monkeypatch.setenv("RARVISION_MAX_PIXELS", "1000")
+    np.testing.assert_array_equal(encoder.probe(), before)
 
 
 def test_texts_of_siglip_do_not_depend_on_case_or_on_their_neighbours(checkpoints):

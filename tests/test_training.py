@@ -136,15 +136,34 @@ def test_labels_are_the_answers_shifted_by_one(writer):
     assert packed.ids[0, where + 1] == learned[0]
 
 
-def test_a_list_that_is_only_framed_teaches_nothing_about_its_first_name(tokenizer, writer):
+def test_a_list_that_is_only_framed_teaches_no_choice_of_its_first_name(tokenizer, writer):
     codes, names, truth, true_name = _list("aircraft", 5)
     at = codes.index(truth)
     turn = writer.framed([writer.name("aircraft", code) for code in codes], at, "paper")
     assert turn.ids == writer.ranking("aircraft", codes, truth, "paper").ids
+    words, listed = true_name.split(), [name.split() for name in names]
+    forced = [
+        word
+        for i, word in enumerate(words)
+        if i and {name[i] for name in listed if name[:i] == words[:i]} == {word}  # nothing is left to choose
+    ]
+    assert 0 < len(forced) < len(words)
     learned = tokenizer.decode([i for i, weight in zip(turn.ids, turn.weights, strict=True) if weight > 0])
-    assert learned == "', '" + "', '".join(name for name in names if name != true_name) + "']</s>"
+    rest = "', '" + "', '".join(name for name in names if name != true_name) + "']</s>"
+    assert learned.strip() == " ".join(forced) + rest
     assert set(turn.word_targets) == set(turn.candidate_targets) == {-1}
-    assert [p for p in turn.pointer_targets if p == at] == [at] * 5  # in the question only
+    assert [p for p in turn.pointer_targets if p == at] == [at] * (5 + len(forced))
+
+
+def test_names_of_nothing_may_lean_to_one_domain(tokenizer, writer):
+    kinds = set(DOMAINS["aircraft"].attributes[-1].words)
+    known = {tuple(writer.name("aircraft", code)) for code in Candidates("aircraft").pool}
+    shares = []
+    for near in (None, "aircraft"):
+        drawn = [name for seed in range(60) for name in writer.nonce(5, random.Random(seed), near=near)]
+        assert not any(tuple(name) in known for name in drawn)
+        shares.append(np.mean([tokenizer.decode(name).split()[-1] in kinds for name in drawn]))
+    assert shares[0] < 0.3 < shares[1] < 0.7
 
 
 @pytest.mark.parametrize("k", [2, 5, 20])

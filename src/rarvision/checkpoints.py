@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rarvision.errors import RarvisionError
 
-__all__ = ["checkpoint_source"]
+__all__ = ["checkpoint_source", "without_weight_bars"]
 
 
 def checkpoint_source(model: str | Path, *, missing: type[RarvisionError]) -> str:
@@ -29,3 +32,18 @@ def checkpoint_source(model: str | Path, *, missing: type[RarvisionError]) -> st
     if meant and not folder.is_dir():
         raise missing(f"no model folder at {text}; give a folder with config.json, or a hub name")
     return text
+
+
+@contextmanager
+def without_weight_bars() -> Iterator[None]:
+    """Keep transformers' bars of loading weights out of a program's output; the hub's bars of downloads stay."""
+    from transformers.utils import logging
+
+    def hidden(bar: Any, args: Any, kwargs: Any) -> Any:
+        return bar(*args, **{**kwargs, "disable": True})
+
+    before = logging.set_tqdm_hook(hidden)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)

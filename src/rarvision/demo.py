@@ -13,6 +13,7 @@ import numpy as np
 from rarvision.calibration import Calibration
 from rarvision.chat import LocalChat
 from rarvision.datasets.fieldguide import FieldGuide
+from rarvision.datasets.fieldguide.vocabulary import split_codes
 from rarvision.embedded import weights_path
 from rarvision.encoders import TransformersEncoder
 from rarvision.errors import OptionError
@@ -144,10 +145,17 @@ def run_demo(
         What was measured.
 
     Raises:
-        OptionError: An unknown domain, encoder or strategy, or a picture of another kind than PNG, JPEG or WebP.
+        OptionError: An unknown domain, encoder or strategy, more categories than the domain has, or a picture of
+            another kind than PNG, JPEG or WebP.
     """
     if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise OptionError(f"the picture is written as .png, .jpg or .webp; got the name {str(picture)!r}")
+    most = len(split_codes(domain, "test"))
+    if categories > most:
+        raise OptionError(
+            f"categories (--categories) must be at most {most:,}, which is what {domain} has for tests; got "
+            f"{categories:,}"
+        )
     guide = FieldGuide(domain, categories=categories, seed=seed)
     asked = guide.queries(queries, seed=seed)
     total, before = 3 * queries, 0

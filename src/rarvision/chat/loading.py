@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
+from rarvision.checkpoints import without_weight_bars
 from rarvision.errors import ChatUnavailableError, ChatUnsupportedError, MissingExtraError, OptionError
 
 __all__ = ["Quantization", "load_model", "load_processor", "resolve_device", "resolve_dtype"]
@@ -50,20 +49,6 @@ def resolve_dtype(dtype: str, device: str) -> Any:
 def _require(module: str, *, extra: str, wanted: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(f"{wanted} needs {module}: pip install 'rarvision[{extra}]'")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's progress bars, which would end up in the output of a command."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _explain(model: str, error: Exception) -> Exception:
@@ -123,7 +108,7 @@ def load_model(
     if device_map is not None or quantization is not None:
         load["device_map"] = device_map if device_map is not None else {"": device}
     try:
-        with _quiet():
+        with without_weight_bars():
             config = AutoConfig.from_pretrained(model, **options)
             try:
                 loaded = AutoModelForImageTextToText.from_pretrained(
@@ -142,7 +127,10 @@ def load_model(
 
 
 def load_processor(model: str, config: Any, *, revision: str | None, trust_remote_code: bool) -> Any:
-    """The checkpoint's processor, padding on the left.
+    """The checkpoint's processor, padding on the left, its images prepared by Pillow.
+
+    The Pillow image processor is asked for by name, where the model has one: the same pixels whether torchvision is
+    installed or not.
 
     Without torchvision, processors that also read video (Qwen2-VL, Qwen2.5-VL, Qwen3-VL) cannot be built; they are then
     put together from their image and text parts.
@@ -159,6 +147,8 @@ def load_processor(model: str, config: Any, *, revision: str | None, trust_remot
         processor = _image_only_processor(model, config, error, options)
     except (OSError, ValueError, KeyError) as error:
         raise _explain(model, error) from error
+    if getattr(processor, "image_processor", None) is not None:
+        processor.image_processor = _pillow_processor(model, options) or processor.image_processor
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise ChatUnsupportedError(
             f"{model} has no processor of both images and text; it has {type(processor).__name__}"
@@ -171,6 +161,17 @@ def load_processor(model: str, config: Any, *, revision: str | None, trust_remot
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
+
+
+def _pillow_processor(model: str, options: dict[str, Any]) -> Any:
+    """The checkpoint's image processor by Pillow; None where it is not to be had apart from the whole processor."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(model, backend="pil", **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        _log.info("%s: its own image processor is used (%s)", model, str(error)[:200])
+        return None
 
 
 def _image_only_processor(model: str, config: Any, cause: ImportError, options: dict[str, Any]) -> Any:

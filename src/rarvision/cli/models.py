@@ -6,19 +6,20 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from rarvision.cli.path import PathOptions
+from rarvision.cli.ranker_options import read_ranker_options
 from rarvision.errors import EncoderMismatchError, OptionError
 
 if TYPE_CHECKING:
     from rarvision.calibration import Calibration
     from rarvision.chat import Chat
-    from rarvision.cli.path import PathOptions
     from rarvision.encoders import Encoder
     from rarvision.memory import Memory
     from rarvision.pipeline import Recognizer
@@ -42,6 +43,7 @@ ENCODER_KEY = "encoder"
 EMBEDDED = "embedded:"
 ENCODERS = ("clip-16", "clip-32")
 RANKERS = ("mllm",)
+SERVER = ("http://", "https://")
 
 
 def _embedded(spec: str, known: tuple[str, ...]) -> Path | None:
@@ -130,17 +132,20 @@ class RankerOptions:
     quantization: str | None = None
     api_key: str | None = None
     timeout_s: float = 60.0
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.model is not None and not self.served:
             raise OptionError(f"--ranker-model goes with the URL of a server; got --ranker {self.spec}")
         if self.quantization is not None and self.served:
             raise OptionError("--quantization goes with a local model; a server loads its own")
+        if "max_tokens" in self.more and self.strategy not in ("generate", "auto"):  # before a model is loaded
+            raise OptionError(f"--ranker-option max_tokens goes with --strategy generate, got {self.strategy}")
 
     @property
     def served(self) -> bool:
         """Whether it is a server's."""
-        return self.spec.startswith(("http://", "https://"))
+        return self.spec.startswith(SERVER)
 
 
 def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int = 8) -> Ranker | None:
@@ -150,27 +155,40 @@ def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int 
     template = _prompt(wanted.prompt)
     from rarvision.ranking import Ranker
 
-    return Ranker(
+    ranker = Ranker(
         _open_chat(wanted, device=device, batch_size=batch_size),
         strategy=cast("Any", wanted.strategy),
         constrained=wanted.constrained,
         prompt=template,
+        max_tokens=wanted.more.get("max_tokens"),
     )
+    if "max_tokens" in wanted.more and ranker.strategy != "generate":
+        raise OptionError(
+            f"--ranker-option max_tokens goes with --strategy generate; --strategy {wanted.strategy} is "
+            f"{ranker.strategy} with this ranker"
+        )
+    return ranker
 
 
 def _open_chat(wanted: RankerOptions, *, device: str, batch_size: int) -> Chat:
+    more = {name: value for name, value in wanted.more.items() if name != "max_tokens"}
     if wanted.served:
         from rarvision.chat import open_chat
 
         named = {"model": wanted.model} if wanted.model else {}
-        return open_chat(wanted.spec, api_key=wanted.api_key, timeout_s=wanted.timeout_s, **named)
+        return open_chat(wanted.spec, api_key=wanted.api_key, timeout_s=wanted.timeout_s, **named, **more)
     folder = _embedded(wanted.spec, RANKERS)
     quiet_transformers()
     from rarvision.chat import LocalChat
 
     name, revision = (folder, None) if folder is not None else _revision(wanted.spec)
     return LocalChat(
-        name, revision=revision, device=device, batch_size=batch_size, quantization=cast("Any", wanted.quantization)
+        name,
+        revision=revision,
+        device=device,
+        batch_size=batch_size,
+        quantization=cast("Any", wanted.quantization),
+        **more,
     )
 
 
@@ -198,6 +216,8 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
 
     weight, fitted = _weight(path.ranker_weight), _calibration(path.calibration)
     text_weight = _text_weight(path.text_weight)
+    _check_ranker_is_named(path)
+    served = path.ranker.startswith(SERVER)
     ranker = RankerOptions(
         spec=path.ranker,
         strategy=path.strategy.value,
@@ -207,6 +227,7 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
         quantization=path.quantization.value if path.quantization else None,
         api_key=path.api_key,
         timeout_s=path.timeout,
+        more=read_ranker_options(path.ranker_option or (), served=served),
     )
     with ExitStack() as stack:
         store = stack.enter_context(open_memory(path.memory))
@@ -231,6 +252,31 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
             batch_size=path.batch_size,
             ranker_weight=weight,
             calibration=fitted,
+        )
+
+
+_FOR_A_RANKER = (
+    "strategy",
+    "constrained",
+    "prompt",
+    "ranker_weight",
+    "allow_fallback",
+    "quantization",
+    "ranker_model",
+    "ranker_option",
+    "timeout",
+)
+
+
+def _check_ranker_is_named(path: PathOptions) -> None:
+    """Refuse what would be ignored without a ranker."""
+    usual = {item.name: item.default for item in fields(PathOptions)}
+    given = [name for name in _FOR_A_RANKER if (getattr(path, name) or usual[name]) != usual[name]]
+    if path.ranker == "none" and given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise OptionError(
+            f"{names} {'needs' if len(given) == 1 else 'need'} --ranker, the multimodal LLM that ranks: without one "
+            "retrieval alone answers"
         )
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "QuietOption",
     "RankerModelOption",
     "RankerOption",
+    "RankerOptionOption",
     "RankerWeightOption",
     "RepeatsOption",
     "ResumeOption",
@@ -148,6 +149,15 @@ RankerOption = Annotated[
 ]
 RankerModelOption = Annotated[
     str | None, typer.Option("--ranker-model", metavar="NAME", help="The model's name on the server of --ranker URL.")
+]
+RankerOptionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ranker-option",
+        metavar="KEY=VALUE",
+        help="More for the --ranker; may be repeated. The keys stand above.",
+        show_default=False,
+    ),
 ]
 ApiKeyOption = Annotated[
     str | None,

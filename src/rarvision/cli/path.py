@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any, get_type_hints
 
 from rarvision.cli import options
+from rarvision.cli.ranker_options import HELP
 
 __all__ = ["PathOptions", "spread"]
 
@@ -34,6 +35,7 @@ class PathOptions:
     allow_fallback: options.AllowFallbackOption = False
     quantization: options.QuantizationOption = None
     ranker_model: options.RankerModelOption = None
+    ranker_option: options.RankerOptionOption = None
     api_key: options.ApiKeyOption = None
     timeout: options.TimeoutOption = 60.0
     encoder: options.EncoderOption = None
@@ -43,7 +45,10 @@ class PathOptions:
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Offer the fields of a command's parameter ``path: PathOptions`` as options of their own, in its place."""
+    """Offer the fields of a command's parameter ``path: PathOptions`` as options of their own, in its place.
+
+    The command's help goes on with the keys of ``--ranker-option``.
+    """
     hints = get_type_hints(command, include_extras=True)
     known = get_type_hints(PathOptions, include_extras=True)
     parameters = []
@@ -61,6 +66,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         named: Mapping[str, Any] = {field.name: given.pop(field.name) for field in fields(PathOptions)}
         command(**given, path=PathOptions(**named))
 
+    spread_out.__doc__ = f"{inspect.cleandoc(command.__doc__ or '')}\n\n\b\n{HELP}"
     spread_out.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=None)
     spread_out.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
     return spread_out

@@ -301,8 +301,14 @@ class Encoder(abc.ABC):
         return each[:, 0] if len(filled) == 1 else self._unit(each.mean(axis=1), len(texts))
 
     def probe(self) -> Float[np.ndarray, "n dim"]:
-        """Vectors of a few fixed images and texts, which tell encoders apart (see `same_encoder`)."""
-        return np.concatenate((self.encode_images(_probe_images()), self.encode_texts(_PROBE_TEXTS)))
+        """Vectors of a few fixed images and texts, which tell encoders apart (see `same_encoder`).
+
+        The images are ours, so the limit of pixels for a user's images does not hold for them.
+        """
+        pictures, size = _probe_images(), batch_size_of(self.batch_size)
+        batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
+        vectors = [self._unit(self._encode_images(batch), len(batch)) for batch in batches]
+        return np.concatenate((*vectors, self.encode_texts(_PROBE_TEXTS)))
 
     def _unit(self, vectors: Float[np.ndarray, "n dim"], count: int) -> Float[np.ndarray, "n dim"]:
         array = np.asarray(vectors, dtype=np.float32)

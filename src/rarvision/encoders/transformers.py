@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float
 
-from rarvision.checkpoints import checkpoint_source
+from rarvision.checkpoints import checkpoint_source, without_weight_bars
 from rarvision.encoders.base import Encoder, batch_size_of
 from rarvision.encoders.pixels import PixelPlan
 from rarvision.errors import EncoderError, OptionError
@@ -201,9 +201,10 @@ class TransformersEncoder(Encoder):
 
         options = {"revision": self._revision}
         try:
-            model = getattr(transformers, _FAMILIES[self._family]).from_pretrained(
-                self._name, dtype=dtype, use_safetensors=True, **options
-            )
+            with without_weight_bars():
+                model = getattr(transformers, _FAMILIES[self._family]).from_pretrained(
+                    self._name, dtype=dtype, use_safetensors=True, **options
+                )
             # The PIL backend is asked for by name: the same pixels whether torchvision is installed or not.
             processor = transformers.AutoImageProcessor.from_pretrained(self._name, backend="pil", **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._name, **options)
