@@ -246,7 +246,7 @@ def test_reencode_without_the_images(run, memory, tree, photos):
     run("memory", "search", memory, photos / "red.png", "--encoder", "other")
 
 
-def test_a_memory_encoded_anew_is_opened_by_its_newer_record(run, fakes, memory, photos, monkeypatch):
+def test_a_memory_encoded_anew_remembers_what_it_was_encoded_by(run, fakes, memory, photos, monkeypatch):
     class Named(FakeEncoder):
         name = "other"
 
@@ -255,7 +255,8 @@ def test_a_memory_encoded_anew_is_opened_by_its_newer_record(run, fakes, memory,
     old = models.open_encoder
     monkeypatch.setattr(models, "open_encoder", lambda spec, **k: Named(seed=1) if spec == "other" else old(spec, **k))
     run("memory", "reencode", memory, "--encoder", "other")
-    (hit,) = lines(run("memory", "search", memory, photos / "blue.png", "-k", 1, "--json"))
+    assert answer(run("memory", "info", memory, "--json"))["metadata"]["encoder"] == "other"
+    (hit,) = lines(run("memory", "search", memory, photos / "blue.png", "-k", 1, "--encoder", "other", "--json"))
     assert hit["neighbours"][0]["category"] == "blue"
 
 

@@ -308,7 +308,7 @@ def test_reencoding_gives_what_the_other_encoder_would_have_given(pictures, tmp_
     other = FakeEncoder(dim=8, seed=3)
     done = []
     with LocalMemory.open(pictures.path) as reader:
-        report = pictures.reencode(other, batch_size=4, progress=done.append)
+        report = pictures.reencode(other, batch_size=4, metadata={"encoder": "the other"}, progress=done.append)
         assert (report.encoded, report.failed, report.published) == (14, 0, True)
         assert done[-1] == 14
         with pytest.raises(MemoryStoreError, match="open it again"):
@@ -324,6 +324,7 @@ def test_reencoding_gives_what_the_other_encoder_would_have_given(pictures, tmp_
     assert pictures.verify() == ()
     with LocalMemory.open(pictures.path) as again:
         assert (again.dim, again.encoder_fingerprint) == (8, other.fingerprint)
+        assert again.metadata == {"encoder": "the other"}
         with pytest.raises(EncoderMismatchError):
             again.bind(ENCODER)
         again.bind(other)
@@ -345,14 +346,17 @@ def test_reencoding_that_stops_goes_on_and_serves_the_old_one_meanwhile(pictures
     np.testing.assert_array_equal(pictures.vectors([1, 2]), vectors)
     encoded = []
     real = FakeEncoder.encode_images
+
+    def counted(self, images, **options):
+        encoded.extend(image for image in images if image.size == (20, 24))  # not those of the encoder's probe
+        return real(self, images, **options)
+
     try:
-        FakeEncoder.encode_images = lambda self, images, **kw: encoded.append(len(images)) or real(self, images, **kw)
+        FakeEncoder.encode_images = counted
         assert pictures.reencode(other, batch_size=4).published
     finally:
         FakeEncoder.encode_images = real
-    probe = encoded.pop(0)
-    assert probe > 4
-    assert sum(encoded) <= 11 - 8 + 4, "one batch at most is encoded again"
+    assert 0 < len(encoded) <= 11 - 8 + 4, "one batch at most is encoded again"
     assert pictures.dim == 8
 
 

@@ -316,6 +316,7 @@ def reencode(
                 loaded,
                 from_thumbnails=from_thumbnails,
                 batch_size=batch_size,
+                metadata={models.ENCODER_KEY: encoder},
                 on_error=_report_bad,
                 progress=bar.to,
             )

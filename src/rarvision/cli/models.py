@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rarvision.cli.path import PathOptions
 from rarvision.cli.ranker_options import read_ranker_options
-from rarvision.errors import EncoderMismatchError, OptionError
+from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
     from rarvision.calibration import Calibration
@@ -85,13 +85,7 @@ def bind_encoder(memory: Memory, *, encoder: str | None = None, device: str = "a
     """
     spec = _encoder_of(memory, encoder=encoder, device=device)
     if spec is not None:
-        try:
-            memory.bind(open_encoder(spec, device=device))
-        except EncoderMismatchError:
-            if encoder is not None or not memory.encoder_name:
-                raise
-            # All of it was encoded anew since: the memory's own record is the newer one.
-            memory.bind(open_encoder(memory.encoder_name, device=device))
+        memory.bind(open_encoder(spec, device=device))
     else:
         quiet_transformers()
         _ = memory.encoder  # loads it now, so that what is wrong with it shows before images are read

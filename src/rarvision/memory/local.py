@@ -404,6 +404,7 @@ class LocalMemory(Memory):
         *,
         from_thumbnails: bool = False,
         batch_size: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
         on_error: Callable[[str, InputError], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ReencodeReport:
@@ -417,6 +418,7 @@ class LocalMemory(Memory):
             encoder: The new one.
             from_thumbnails: Encode the stored thumbnails, where there are any, instead of the images; they are small.
             batch_size: Entries in one forward pass; the encoder's own by default.
+            metadata: Takes the place of the memory's own under the same keys, in the same transaction.
             on_error: Called with the source of an entry whose image cannot be had.
             progress: Called with the number of entries dealt with so far.
         """
@@ -426,6 +428,7 @@ class LocalMemory(Memory):
             encoder,
             from_thumbnails=from_thumbnails,
             batch_size=batch_size,
+            metadata={**self._metadata, **(metadata or {})},
             on_error=on_error,
             progress=progress,
         )

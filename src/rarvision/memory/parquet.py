@@ -242,11 +242,12 @@ def _into(
     if origin is not None:
         origin.check(EncoderRecord.of(memory), ours=str(source), theirs="the memory is")
     added = skipped = 0
-    for first, entries, vectors in _rows(source, file, memory.dim):
-        report = memory.append(entries, vectors)
-        added, skipped = added + report.added, skipped + report.skipped
-        if progress is not None:
-            progress(first + len(entries))
+    with memory._writing():  # noqa: SLF001 - the package's own; one index at the end rather than many on the way
+        for first, entries, vectors in _rows(source, file, memory.dim):
+            report = memory.append(entries, vectors)
+            added, skipped = added + report.added, skipped + report.skipped
+            if progress is not None:
+                progress(first + len(entries))
     return AddReport(added=added, skipped=skipped)
 
 

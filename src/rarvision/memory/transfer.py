@@ -45,14 +45,15 @@ def transfer(
     found = source_memory.entries(ids=ids, category=category, modality=modality, source=source, metadata=metadata)
     wanted = [entry.id for entry in found]
     added = skipped = 0
-    for start in range(0, len(wanted), _AT_ONCE):
-        part = wanted[start : start + _AT_ONCE]
-        report = other.append(list(source_memory.records(part)), source_memory.vectors(part))
-        added, skipped = added + report.added, skipped + report.skipped
-        if removing:
-            source_memory.remove(ids=part)
-        if progress is not None:
-            progress(start + len(part))
+    with other._writing():  # noqa: SLF001 - the package's own; one index at the end rather than many on the way
+        for start in range(0, len(wanted), _AT_ONCE):
+            part = wanted[start : start + _AT_ONCE]
+            report = other.append(list(source_memory.records(part)), source_memory.vectors(part))
+            added, skipped = added + report.added, skipped + report.skipped
+            if removing:
+                source_memory.remove(ids=part)
+            if progress is not None:
+                progress(start + len(part))
     return AddReport(added=added, skipped=skipped)
 
 

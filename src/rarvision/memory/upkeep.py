@@ -20,6 +20,7 @@ from rarvision.errors import ImageError, InputError, MemoryLockedError, OptionEr
 from rarvision.images import load_image
 from rarvision.index import IndexSpec, make_index
 from rarvision.memory.adding import batches
+from rarvision.memory.sql import to_json
 from rarvision.memory.store import Store, pack_vectors, unpack_vectors
 from rarvision.memory.writing import Writer, drop_segments, insert_segment, place
 from rarvision.types import Modality
@@ -140,6 +141,7 @@ def reencode(
     writer: Writer,
     encoder: Encoder,
     *,
+    metadata: Mapping[str, Any],
     from_thumbnails: bool = False,
     batch_size: int | None = None,
     on_error: Callable[[str, InputError], None] | None = None,
@@ -147,7 +149,7 @@ def reencode(
 ) -> ReencodeReport:
     """See `LocalMemory.reencode`."""
     size = batch_size_of(batch_size or encoder.batch_size)
-    settings = settings_of(encoder)
+    settings = {**settings_of(encoder), "metadata": to_json(metadata)}
     failures: list[tuple[str, str]] = []
     with store.writing():
         _begin(store, encoder.fingerprint)
