@@ -305,10 +305,8 @@ class Encoder(abc.ABC):
 
         The images are ours, so the limit of pixels for a user's images does not hold for them.
         """
-        pictures, size = _probe_images(), batch_size_of(self.batch_size)
-        batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
-        vectors = [self._unit(self._encode_images(batch), len(batch)) for batch in batches]
-        return np.concatenate((*vectors, self.encode_texts(_PROBE_TEXTS)))
+        prepared = [self.prepare(Picture.of(image)) for image in _probe_images()]
+        return np.concatenate((self.encode_prepared(prepared), self.encode_texts(_PROBE_TEXTS)))
 
     def _unit(self, vectors: Float[np.ndarray, "n dim"], count: int) -> Float[np.ndarray, "n dim"]:
         array = np.asarray(vectors, dtype=np.float32)
