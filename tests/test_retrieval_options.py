@@ -174,12 +174,34 @@ def test_left_out_scores_equal_those_of_a_memory_without_the_image(tmp_path, agg
         assert dict(zip(names, scores[row].tolist(), strict=True)) == pytest.approx(scores_of(found), abs=1e-5)
 
 
+def test_an_image_left_out_is_no_disadvantage_where_that_is_asked_for(small):
+    memory, images, _, _ = small
+    ids, _ = memory.table("image")
+    for aggregate in ("prototype", "vote", "tip", "weighted"):
+        retriever = Retriever(memory, k=6, source="image", aggregate=aggregate)
+        codes, plain, _ = retriever.left_out(ids)
+        _, even, _ = retriever.left_out(ids, even=True)
+        names = [memory.category_names()[code] for code in codes.tolist()]
+        for row, (own, vector) in enumerate(images):
+            column = names.index(own)
+            expected = plain[row].copy()
+            rows = of(own, images)
+            if aggregate == "prototype":
+                others = [v for v in rows if v is not vector]
+                expected[column] = float(vector @ np.mean(others, axis=0)) / float(
+                    np.linalg.norm(np.mean(rows, axis=0))
+                )
+            else:
+                expected[column] *= len(rows) / (len(rows) - 1)
+            np.testing.assert_allclose(even[row], expected, atol=1e-5)
+
+
 def test_the_fitted_weight_equals_a_plain_loop(small):
     memory, images, _, _ = small
     fit = Retriever(memory, k=6, text_weight="auto").fit_text_weight()
     assert fit.images == len(images)
     assert len(fit.curve) == 21
-    codes, by_image, by_text = Retriever(memory).left_out(memory.table("image")[0])
+    codes, by_image, by_text = Retriever(memory).left_out(memory.table("image")[0], even=True)
     names = [memory.category_names()[code] for code in codes.tolist()]
     right = {}
     for step in range(21):

@@ -48,10 +48,14 @@ _BREAK_TIES = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """Queries that are the memory's own images, each left out of it: entry ids, and category codes."""
+    """Queries that are the memory's own images, each left out of it: entry ids, and category codes.
+
+    ``even``: what is left of the own category counts as if it still had as many images.
+    """
 
     ids: Int[np.ndarray, " n"]
     own: Int[np.ndarray, " n"]
+    even: bool = False
 
 
 @final
@@ -273,6 +277,11 @@ class Retriever:
             prototypes = self._leave_out(prototypes, vectors, codes, held)
             hits = _dropped(hits, held.ids)
         scores = self._aggregated(hits, prototypes, codes)
+        if held is not None and held.even and self.aggregate in _SHARES:
+            known, counts = self.memory.prototypes("image").categories, self.memory.prototypes("image").counts
+            count = counts[np.searchsorted(known, held.own)]
+            own = np.arange(len(vectors)), np.searchsorted(codes, held.own)
+            scores[own] *= np.where(count > 1, count / np.maximum(count - 1, 1), 1.0)
         if self.hubness != "none":
             scores = scores - self._hubs(codes, "image")
         return hits, scores
@@ -324,7 +333,9 @@ class Retriever:
             rows = self.memory.vectors(members)
             for query in np.flatnonzero(held.own == code):
                 others = rows[members != held.ids[query]]
-                scores[query, np.searchsorted(codes, code)] = without(vectors[query], others)
+                scores[query, np.searchsorted(codes, code)] = without(
+                    vectors[query], others, rows if held.even else others
+                )
         return scores
 
     def _neighbours(self, vectors: Float[np.ndarray, "n dim"], more: int = 0) -> Hits:
@@ -408,7 +419,7 @@ class Retriever:
         return self._scale_cache[1]
 
     def left_out(
-        self, ids: Int[np.ndarray, " n"]
+        self, ids: Int[np.ndarray, " n"], *, even: bool = False
     ) -> tuple[Int[np.ndarray, " c"], Float[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
         """Scores that images of the memory would get, were they not in it.
 
@@ -416,6 +427,10 @@ class Retriever:
 
         Args:
             ids: Entry ids of images.
+            even: An image that is missing puts its category at a disadvantage against those that kept all of theirs:
+                its mean of fewer images is longer before it is normalised, its share of the votes smaller. True makes
+                up for that: the mean is divided by the length that it has with the image, shares are multiplied by
+                ``n / (n - 1)``.
 
         Returns:
             Codes of the categories, ascending; for each image their image scores, ``-inf`` where no image is left, and
@@ -433,7 +448,7 @@ class Retriever:
         at_once = max(1, _SCORES_AT_ONCE // (len(codes) + self.neighbours))
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
-            held = _Held(ids=ids[part], own=own[place[part]])
+            held = _Held(ids=ids[part], own=own[place[part]], even=even)
             vectors = self.memory.vectors(held.ids)
             by_image[part] = self._image_scores(vectors, codes, held)[1]
             if texts:
@@ -446,9 +461,8 @@ class Retriever:
         """Find the share of text scores by which the memory's own images, left out one at a time, are known best.
 
         Up to 512 evenly spaced images are asked, 21 shares tried; nothing but the memory is used, and the same memory
-        gives the same share. With few images a category this leans towards texts, as the memory is weaker without the
-        image that is left out; images that are alone in their category are not asked. Kept for each revision of the
-        memory.
+        gives the same share. Leaving an image out is made no disadvantage to its category (``even`` of `left_out`);
+        images that are alone in their category are not asked. Kept for each revision of the memory.
 
         Returns:
             The share, and the whole curve.
@@ -467,7 +481,7 @@ class Retriever:
             known, counts = np.unique(own, return_counts=True)
             several = np.isin(own, known[counts > 1])
             chosen = spaced(int(several.sum()), _FIT_SAMPLES) if several.any() else np.empty(0, dtype=np.int64)
-            codes, images, texts = self.left_out(ids[several][chosen])
+            codes, images, texts = self.left_out(ids[several][chosen], even=True)
             fit = best_weight(images, texts, np.searchsorted(codes, own[several][chosen]))
             self._fit_cache = (revision, fit)
         return self._fit_cache[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -137,11 +136,14 @@ def spaced(count: int, most: int) -> Int[np.ndarray, " n"]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def without(query: Float[np.ndarray, " dim"], others: Sequence[Any] | Float[np.ndarray, "m dim"]) -> float:
-    """Cosine of an image to the mean direction of its category's others; ``-inf`` where there are none."""
-    rows = np.asarray(others, dtype=np.float64)
-    if not len(rows):
+def without(
+    query: Float[np.ndarray, " dim"], others: Float[np.ndarray, "m dim"], measured: Float[np.ndarray, "k dim"]
+) -> float:
+    """Similarity of an image to the mean of its category's others, over the length of the mean of ``measured``.
+
+    ``-inf`` where there are no others. With ``measured`` the same as ``others`` it is the cosine to their mean.
+    """
+    if not len(others):
         return -math.inf
-    mean = rows.mean(axis=0)
-    norm = float(np.linalg.norm(mean))
-    return float(query @ mean) / norm if norm > 1e-12 else 0.0
+    norm = float(np.linalg.norm(measured.mean(axis=0, dtype=np.float64)))
+    return float(query @ others.mean(axis=0, dtype=np.float64)) / norm if norm > 1e-12 else 0.0
