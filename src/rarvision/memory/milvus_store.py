@@ -370,8 +370,10 @@ class MilvusStore:
             ids, held = self.table(modality)
             inside = {row["content"] for row in self.rows(modality, ids[held == target], ["content"])}
             dropped = 0
-            for part in parts(ids[np.isin(held, codes)], 256):
-                keep, drop = [], []
+            moving: list[int] = ids[np.isin(held, codes)].tolist()
+            for part in parts(moving, 256):
+                keep: list[dict[str, Any]] = []
+                drop: list[dict[str, Any]] = []
                 for row in sorted(self.rows(modality, part, [*_ENTRY_FIELDS, "vector"]), key=lambda row: row["id"]):
                     (drop if row["content"] in inside else keep).append(row)
                     inside.add(row["content"])
