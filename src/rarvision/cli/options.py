@@ -87,7 +87,7 @@ class Modality(StrEnum):
     TEXT = "text"
 
 
-_MEMORY = "The memory's folder, or its address in Milvus (see rarvision memory migrate --help)."
+_MEMORY = "The memory's folder, or its address in Milvus (milvus:FILE.db#NAME, milvus+http://HOST:PORT#NAME)."
 MemoryArgument = Annotated[str, typer.Argument(metavar="DIR", help=_MEMORY)]
 MemoryOption = Annotated[str, typer.Option("--memory", "-m", metavar="DIR", help=_MEMORY)]
 _ENCODERS = "MODEL|FOLDER|embedded:clip-16|embedded:clip-32"
