@@ -413,6 +413,7 @@ INTERRUPTED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from rarvision.cli import models, recognize
+from rarvision.testing.encoders import FakeEncoder
 models.open_encoder = lambda spec, device="auto": FakeEncoder()
 real = recognize._samples
 def slowly(*args, **kwargs):
