@@ -154,16 +154,16 @@ def test_an_interruption_ends_the_waiting(fault, count):
         time.sleep(0.3)  # let it begin to wait
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=80)
+        _, stderr = process.communicate(timeout=100)
         took = time.monotonic() - start
     assert stderr.strip().endswith("KeyboardInterrupt")
-    assert took < 10  # about a tenth of a second on an idle machine
+    assert took < 40  # a tenth of a second on an idle machine; the request itself would take 60
 
 
 @pytest.mark.parametrize("fault", ["slow", "429"])
 def test_closing_ends_the_waiting(fault):
     with FakeServer(always=fault, slow_s=90, retry_after="90") as server:
-        chat = one(server, model="m", timeout_s=80.0 if fault == "429" else 2.0)
+        chat = one(server, model="m", timeout_s=80.0)
         failures = []
 
         def ask():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, InvalidStateError, wait
 from typing import TypeVar
 
 __all__ = ["in_background", "ordered"]
@@ -14,14 +15,15 @@ _Out = TypeVar("_Out")
 
 
 def in_background(work: Callable[[], _Out], *, name: str) -> Future[_Out]:
-    """Start the work in a daemon thread of its own; whoever waits for it may stop waiting."""
+    """Start the work in a daemon thread of its own; whoever waits for it may stop waiting, or be told to (`cancel`)."""
     future: Future[_Out] = Future()
 
     def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-            future.set_exception(error)
+        with contextlib.suppress(InvalidStateError):  # it was cancelled: nobody asks
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future

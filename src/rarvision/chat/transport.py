@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,6 +72,7 @@ class JsonClient:
         }
         self._lanes: set[Any] = set()
         self._idle: list[Any] = []
+        self._awaited: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         try:
@@ -100,7 +102,9 @@ class JsonClient:
         """Close all connections; who waits for an answer, or to ask again, stops waiting."""
         self._closed.set()
         with self._lock:
-            lanes = set(self._lanes)
+            lanes, answers = set(self._lanes), set(self._awaited)
+        for answer in answers:
+            answer.cancel()
         _close_all(lanes)
 
     def _retrying(self, method: str, path: str, content: bytes | None) -> tuple[int, dict[str, Any]]:
@@ -129,11 +133,12 @@ class JsonClient:
 
     def _within_time(self, method: str, path: str, content: bytes | None) -> tuple[int, dict[str, Any]]:
         """One attempt that ends when its time is over, whatever the server does."""
-        if self._closed.is_set():
-            raise ChatUnavailableError(f"{self.shown_url}/{path}: the connection was closed; open another one")
         with self._lock:
+            if self._closed.is_set():
+                raise self._was_closed(path)
             lane = self._idle.pop() if self._idle else self._new_lane()
-        answer = in_background(partial(self._once, lane, method, path, content), name="rarvision-request")
+            answer = in_background(partial(self._once, lane, method, path, content), name="rarvision-request")
+            self._awaited.add(answer)
         free = False
         try:
             found = answer.result(timeout=self._timeout_s)
@@ -143,15 +148,21 @@ class JsonClient:
             raise
         except TimeoutError as error:
             raise self._too_slow(path) from error
+        except CancelledError:
+            raise self._was_closed(path) from None
         finally:
-            if free and not self._closed.is_set():
-                with self._lock:
+            with self._lock:
+                self._awaited.discard(answer)
+                if free:
                     self._idle.append(lane)
-            else:  # perhaps somebody still reads from it
-                with self._lock:
+                else:
                     self._lanes.discard(lane)
+            if not free:  # perhaps somebody still reads from it
                 _close_all({lane})
         return found
+
+    def _was_closed(self, path: str) -> ChatUnavailableError:
+        return ChatUnavailableError(f"{self.shown_url}/{path}: the connection was closed; open another one")
 
     def _new_lane(self) -> Any:
         """An HTTP client for one request at a time."""
