@@ -164,10 +164,11 @@ def lost_node(folder):
 
         def kill(count):
             if count >= 12 and not killed:
-                killed.append(count)
                 actors = [actor for actor in ray._private.state.actors().values() if actor["State"] == "ALIVE"]
                 result["busy_nodes"] = len({actor["Address"]["NodeID"] for actor in actors})
-                cluster.remove_node(second, allow_graceful=False)
+                if result["busy_nodes"] == 2:
+                    killed.append(count)
+                    cluster.remove_node(second, allow_graceful=False)
 
         local.add(given, batch_size=4)
         report = add_with_ray(distributed, given, load=SlowEncoder, batch_size=4, workers=3, progress=kill)

@@ -280,7 +280,7 @@ class _Run:
             _Encode,
             fn_constructor_args=(self._task,),
             batch_size=size,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self._workers),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self._workers, initial_size=self._workers),
             num_cpus=self._cpus,
             num_gpus=self._gpus or None,
         )
