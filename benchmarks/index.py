@@ -87,7 +87,7 @@ def build(name: str, vectors: Float[np.ndarray, "rows dim"], cache: Path | None)
 def settings(index: Index) -> list[dict[str, int]]:
     """The tuner's ladder, and longer shortlists."""
     if isinstance(index, HNSWIndex):
-        return [{"ef_search": ef} for ef in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)]
+        return [{"ef_search": ef} for ef in (16, 24, 28, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)]
     found = [{k: v for k, v in step.items() if k != "k_factor"} for step in efforts(index)]
     steps = [dict(pairs) for pairs in dict.fromkeys(tuple(step.items()) for step in found)]
     if "k_factor" not in index.search_parameters:

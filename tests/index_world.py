@@ -12,7 +12,7 @@ ROWS = 3_000
 KINDS = {
     "exact": ("exact", {}),
     "hnsw": ("hnsw", {"m": 16}),
-    "lists": ("rescored", {"nprobe": 128, "k_factor": 32}),
+    "lists": ("rescored", {"nprobe": 64, "k_factor": 32}),
     "graph": ("PCA12,HNSW16_SQ8", {"store": "sq8", "ef_search": 128, "k_factor": 16}),
     "flat codes": ("PQ8x4fs", {"store": "fp32", "k_factor": 64}),
     "bits": ("IVF16,RaBitQ", {"nprobe": 16, "k_factor": 64}),

@@ -51,7 +51,7 @@ class RescoredIndex(Index):
         store: The copy that is scored again: ``sq8`` (a byte a dimension; similarities within about 1e-3), ``fp16``
             (within about 1e-4), ``fp32``.
         k_factor: The shortlist holds so many times the neighbours asked for. May be set later.
-        nprobe: Inverted lists looked through for a query; None for a quarter of them. May be set later.
+        nprobe: Inverted lists looked through for a query; None for three eighths of them. May be set later.
         ef_search: Breadth of the search where the shortlist comes from a graph. May be set later.
         ef_construction: Breadth of building such a graph.
         train_on: At most so many rows are trained on.
@@ -71,7 +71,7 @@ class RescoredIndex(Index):
         *,
         factory: str | None = None,
         store: str = "fp16",
-        k_factor: int = 16,
+        k_factor: int = 8,
         nprobe: int | None = None,
         ef_search: int = 64,
         ef_construction: int = 80,
@@ -227,7 +227,7 @@ class RescoredIndex(Index):
 
     def _probes(self, last: Any) -> int:
         lists = int(last.nlist)
-        return min(lists, max(lists // 4, 1) if self._nprobe is None else self._nprobe)
+        return min(lists, max(3 * lists // 8, 1) if self._nprobe is None else self._nprobe)
 
     def _search(
         self, queries: Float[np.ndarray, "n dim"], k: int, allowed: Bool[np.ndarray, " rows"] | None
@@ -319,5 +319,5 @@ def default_factory(dim: int) -> str:
 
 
 def _lists(rows: int) -> int:
-    """About eight times the root of the rows, a power of two; never more than a quarter of the rows."""
-    return max(int(2 ** np.floor(np.log2(min(8 * rows**0.5, rows / 4)))), 1)
+    """About twice the root of the rows, a power of two: finer lists cost more to look up than they save in reading."""
+    return max(int(2 ** np.round(np.log2(2 * rows**0.5))), 1)

@@ -33,8 +33,8 @@ _PARAMETERS: dict[str, dict[str, type]] = {
 }
 _MADE = ("exact", "hnsw", "rescored")
 
-EXACT_UP_TO = 20_000
-"""Rows up to which `choose_index` takes the exact index."""
+EXACT_UP_TO = 10_000
+"""Rows up to which `choose_index` takes the exact index: up to there others are not twice as fast in batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +148,9 @@ def choose_index(rows: int, dim: int) -> tuple[IndexSpec, str]:
         OptionError: Fewer than 0 rows or fewer than 1 dimension.
 
     Example:
-        >>> spec, reason = choose_index(12_000, 512)
+        >>> spec, reason = choose_index(7_000, 512)
         >>> print(spec, "-", reason)
-        exact - exact: 12,000 rows, up to 20,000 an exact search is fast enough
+        exact - exact: 7,000 rows, up to 10,000 an exact search is fast enough
     """
     if rows < 0 or dim < 1:
         raise OptionError(f"expected at least 0 rows of at least 1 dimension, got {rows} rows of {dim}")

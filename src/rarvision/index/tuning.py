@@ -15,13 +15,14 @@ from rarvision.errors import OptionError
 from rarvision.index.base import Index, positive
 from rarvision.index.blocks import exact_search
 from rarvision.index.engine import faiss_library
-from rarvision.index.spec import EXACT_UP_TO, IndexSpec
+from rarvision.index.spec import IndexSpec
 
 __all__ = ["Trial", "Tuning", "candidates_for", "efforts", "recall_at", "tune"]
 
-_PROBED = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
+_PROBED = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 _BREADTHS = (16, 32, 64, 128, 256, 512, 1024)
 _SHORTLISTS = (8, 16)
+_GRAPH_UP_TO = 200_000  # beyond, a graph over full vectors is built too slowly to be tried
 _ENOUGH = 0.9995  # more effort than what reaches this finds nothing that matters
 
 
@@ -77,7 +78,7 @@ def candidates_for(rows: int, dim: int) -> tuple[IndexSpec, ...]:
     graph = IndexSpec(kind="rescored", parameters={"factory": f"{reduced}HNSW32_SQ8", "store": "sq8"})
     lists = IndexSpec(kind="rescored", parameters={"store": "sq8"})
     exacter = IndexSpec(kind="rescored", parameters={"store": "fp16"})
-    full = (IndexSpec(kind="hnsw"),) if rows <= 20 * EXACT_UP_TO else ()  # beyond, it is built too slowly to be tried
+    full = (IndexSpec(kind="hnsw"),) if rows <= _GRAPH_UP_TO else ()
     return (lists, exacter, graph, *full)
 
 
