@@ -42,7 +42,7 @@ CANDIDATES = {
         kind="rescored", parameters={"factory": "PCA128,HNSW32_SQ8", "store": "sq8", "ef_construction": 40}
     ),
     "graph-fp16": IndexSpec(
-        kind="rescored", parameters={"factory": "PCA64,HNSW24_SQ8", "store": "fp16", "ef_construction": 40}
+        kind="rescored", parameters={"factory": "PCA96,HNSW16_SQ8", "store": "fp16", "ef_construction": 40}
     ),
     "exact": IndexSpec(kind="exact"),
 }
@@ -92,7 +92,7 @@ def settings(index: Index) -> list[dict[str, int]]:
     steps = [dict(pairs) for pairs in dict.fromkeys(tuple(step.items()) for step in found)]
     if "k_factor" not in index.search_parameters:
         return steps
-    return [{**step, "k_factor": length} for step in steps for length in (4, 8, 16)]
+    return [{**step, "k_factor": length} for step in steps for length in (4, 8, 16, 32)]
 
 
 def climb(built: Built, queries: Float[np.ndarray, "n dim"], truth: Int[np.ndarray, "n k"]) -> None:

@@ -19,7 +19,7 @@ from rarvision.index.spec import IndexSpec
 
 __all__ = ["Trial", "Tuning", "candidates_for", "efforts", "recall_at", "tune"]
 
-_PROBED = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
+_PROBED = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 _BREADTHS = (16, 32, 64, 128, 256, 512, 1024)
 _SHORTLISTS = (8, 16)
 _GRAPH_UP_TO = 200_000  # beyond, a graph over full vectors is built too slowly to be tried
