@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rarvision.errors import ImageError, ImageTooLargeError, InputError, OptionError
+from rarvision.types import Box
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "iter_image_paths", "load_image", "load_picture", "thumbnail"]
 
@@ -102,6 +103,15 @@ class Picture:
         box = (x + left * width, y + upper * height, x + right * width, y + lower * height)
         size = (round((right - left) * self.size[0]), round((lower - upper) * self.size[1]))
         return replace(self, size=(max(1, size[0]), max(1, size[1])), box=box)
+
+    def cropped(self, box_xyxy: Box) -> Picture:
+        """The part inside a box of stored pixels, as far as the picture goes; `ImageError` where that is nothing."""
+        width, height = self.size
+        left, right = (min(max(edge, 0.0), width) for edge in box_xyxy[::2])
+        upper, lower = (min(max(edge, 0.0), height) for edge in box_xyxy[1::2])
+        if left >= right or upper >= lower:
+            raise ImageError(f"the box {box_xyxy} lies outside the image, which has {width} x {height} pixels")
+        return self.cut(left / width, upper / height, right / width, lower / height)
 
     def mirrored(self) -> Picture:
         """Left and right exchanged."""

@@ -34,7 +34,7 @@ from rarvision.errors import (
     OptionError,
     RarvisionError,
 )
-from rarvision.images import load_image
+from rarvision.images import Picture, load_image
 from rarvision.memory.base import Memory
 from rarvision.ranking.strategies import BaseRanker
 from rarvision.retrieval import Retriever
@@ -257,7 +257,10 @@ class Recognizer:
         else:
             source = str(getattr(given, "filename", "") or f"image {number}")
         try:
-            return _Loaded(source, load_image(image))
+            loaded = load_image(image)
+            if isinstance(given, Sample) and given.box_xyxy is not None:
+                loaded = Picture.of(loaded).cropped(given.box_xyxy).whole()
+            return _Loaded(source, loaded)
         except ImageError as error:
             return RecognitionFailure(source=source, error=error)
 

@@ -13,10 +13,24 @@ from rarvision.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Candidate", "Entry", "Modality", "Neighbour", "Prediction", "Ranking", "RankingStatus", "Sample"]
+__all__ = [
+    "Box",
+    "Candidate",
+    "Entry",
+    "Modality",
+    "Neighbour",
+    "Prediction",
+    "Ranking",
+    "RankingStatus",
+    "Sample",
+    "box_suffix",
+    "check_box",
+]
 
 Modality = Literal["image", "text"]
 RankingStatus = Literal["ranked", "repaired", "fallback"]
+Box = tuple[float, float, float, float]
+"""Left, upper, right, lower: pixels of the upright image, right and lower outside; fractions are allowed."""
 
 
 def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - it reads as an assertion
@@ -33,16 +47,35 @@ class Sample:
         image: A path, or a decoded PIL image; opened late, by `rarvision.images.load_image`.
         label: The category's name, or None where unknown.
         metadata: Anything else, JSON values only.
+        box_xyxy: The part of the image that is meant, see `Box`; what lies outside the image is cut off. None for all
+            of it.
     """
 
     source: str
     image: Path | Image
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    box_xyxy: Box | None = None
 
     def __post_init__(self) -> None:
         _require(bool(self.source), "Sample.source must not be empty")
         _require(self.label is None or bool(self.label.strip()), f"{self.source}: label must not be blank")
+        if self.box_xyxy is not None:
+            check_box(self.box_xyxy, self.source)
+
+
+def box_suffix(box: Box | None) -> str:
+    """What tells the sources of several boxes of one image apart, after the image's own name."""
+    return "" if box is None else "#xyxy=" + ",".join(f"{edge:g}" for edge in box)
+
+
+def check_box(box: Box, source: str) -> None:
+    """Raise `InputError`, naming the source, unless it is a box with an inside."""
+    left, upper, right, lower = box if len(box) == 4 else (math.nan,) * 4
+    _require(
+        all(map(math.isfinite, (left, upper, right, lower))) and left < right and upper < lower,
+        f"{source}: box_xyxy must be four numbers, left < right and upper < lower, got {box!r}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

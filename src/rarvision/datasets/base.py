@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 from PIL.Image import Image
 
 from rarvision.errors import DatasetError, OptionError
-from rarvision.types import Sample
+from rarvision.types import Box, Sample
 
 __all__ = ["Dataset", "Item", "Subset"]
 
@@ -25,6 +25,7 @@ class Item:
     source: str
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    box_xyxy: Box | None = None
 
 
 class Dataset(abc.ABC):
@@ -56,7 +57,13 @@ class Dataset(abc.ABC):
             raise IndexError(f"{self.name} has {len(self)} samples, asked for number {index}")
         index %= len(self)
         item = self.items[index]
-        return Sample(source=item.source, image=self._image(index), label=item.label, metadata=item.metadata)
+        return Sample(
+            source=item.source,
+            image=self._image(index),
+            label=item.label,
+            metadata=item.metadata,
+            box_xyxy=item.box_xyxy,
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))

@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final, overload
@@ -15,10 +16,12 @@ from PIL.Image import Image
 from rarvision.datasets.base import Dataset, Item
 from rarvision.errors import DatasetError, InputError
 from rarvision.images import iter_image_paths
+from rarvision.types import Box, box_suffix, check_box
 
 __all__ = ["CSVDataset", "ImageFolder", "JSONLDataset", "NameList", "open_dataset"]
 
 _IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "source")
+_BOX_COLUMN = "box_xyxy"
 _LABEL_COLUMNS = ("label", "category", "class", "class_name", "classname", "name")
 
 
@@ -74,6 +77,8 @@ class ImageFolder(Dataset):
 class CSVDataset(Dataset):
     r"""A CSV file with a header: a column of image paths, one of labels (optional), others become metadata.
 
+    A column ``box_xyxy`` (four numbers, pixels: left, upper, right, lower) makes the sample that part of the image.
+
     Comma, semicolon or tab; UTF-8. Relative paths start at ``root``, by default the file's folder. Quoted fields may
     hold commas, quotes and line breaks.
 
@@ -121,6 +126,8 @@ class CSVDataset(Dataset):
 @final
 class JSONLDataset(Dataset):
     """A file with one JSON object a line: an image path, a label (optional); other keys become metadata.
+
+    A key ``box_xyxy`` with a list of four numbers makes the sample that part of the image, as in `CSVDataset`.
 
     The keys and ``root`` are as for `CSVDataset`; a key ``metadata`` that holds an object is merged.
 
@@ -298,18 +305,35 @@ def _collect(
         if label_column is not None and label_column not in row:
             raise DatasetError(f"{where}: no label column {label_column!r}; it has {', '.join(map(repr, row))}")
         paths.append(root / _text(row[image], where=where, what=image))
-        metadata = {key: value for key, value in row.items() if key not in (image, label)}
+        box = _box(row.get(_BOX_COLUMN), where=where)
+        metadata = {key: value for key, value in row.items() if key not in (image, label, _BOX_COLUMN)}
         nested = metadata.get("metadata")
         if isinstance(nested, dict):
             metadata = {key: value for key, value in metadata.items() if key != "metadata"} | nested
         name = None if label is None or row[label] in (None, "") else _text(row[label], where=where, what=label)
         try:
-            items.append(Item(source=str(paths[-1]), label=name, metadata=metadata))
+            source = f"{paths[-1]}{box_suffix(box)}"
+            items.append(Item(source=source, label=name, metadata=metadata, box_xyxy=box))
         except InputError as error:
             raise DatasetError(f"{where}: {error}") from error
     if not items:
         raise DatasetError(f"{path}: no rows in it; expected at least one image")
     return paths, tuple(items)
+
+
+def _box(value: object, *, where: str) -> Box | None:
+    """Four numbers: a list, or a text with spaces, commas or semicolons between them."""
+    if value is None or value == "":
+        return None
+    try:
+        parts: Any = re.split(r"[\s,;]+", value.strip(" []()")) if isinstance(value, str) else value
+        left, upper, right, lower = (float(part) for part in parts)
+        check_box((left, upper, right, lower), where)
+    except (TypeError, ValueError, InputError) as error:
+        raise DatasetError(
+            f"{where}: {_BOX_COLUMN!r} must be four numbers, left, upper, right and lower in pixels, got {value!r}"
+        ) from error
+    return left, upper, right, lower
 
 
 def _text(value: object, *, where: str, what: str) -> str:

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["faiss_library", "fetcher", "owned", "search_parameters", "serialized_bytes", "unwrapped"]
+__all__ = ["faiss_library", "fetcher", "owned", "search_parameters", "serialized_bytes", "threads_for", "unwrapped"]
 
 
 def faiss_library() -> Any:
     """The library, loaded on first use; its type stubs do not match what it accepts."""
     return importlib.import_module("faiss")
+
+
+@contextmanager
+def threads_for(queries: int) -> Iterator[None]:
+    """One thread for a single query, the library's own number for more.
+
+    Sharing one query out gains nothing on idle cores, and where cores are busy its threads wait for one another. The
+    number is the calling thread's own: searches in other threads keep theirs.
+    """
+    faiss = faiss_library()
+    before = faiss.omp_get_max_threads()
+    if queries > 1 or before == 1:
+        yield
+        return
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def unwrapped(index: Any) -> list[Any]:

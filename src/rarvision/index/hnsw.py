@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from rarvision.errors import MemoryCorruptError
 from rarvision.index.base import Index, positive
 from rarvision.index.blocks import exact_search
-from rarvision.index.engine import faiss_library, fetcher, owned, search_parameters, serialized_bytes
+from rarvision.index.engine import faiss_library, fetcher, owned, search_parameters, serialized_bytes, threads_for
 from rarvision.index.files import read_faiss, write_faiss
 from rarvision.index.spec import IndexSpec
 
@@ -86,7 +86,8 @@ class HNSWIndex(Index):
         if allowed is not None:  # as many allowed rows on the way as without the filter
             breadth = int(breadth * len(self) / np.count_nonzero(allowed))
         parameters = search_parameters(self._graph, allowed, ef_search=min(breadth, len(self)))
-        similarities, found = self._graph.search(queries, k, params=parameters)
+        with threads_for(len(queries)):
+            similarities, found = self._graph.search(queries, k, params=parameters)
         short = np.flatnonzero((found < 0).any(axis=1))
         if len(short):  # the walk got stuck with fewer than k rows, though there are more
             similarities[short], found[short] = exact_search(fetch, len(self), queries[short], k, allowed)

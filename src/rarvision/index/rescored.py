@@ -19,6 +19,7 @@ from rarvision.index.engine import (
     owned,
     search_parameters,
     serialized_bytes,
+    threads_for,
     unwrapped,
 )
 from rarvision.index.files import read_faiss, write_faiss
@@ -261,7 +262,8 @@ class RescoredIndex(Index):
         parameters = faiss.IndexRefineSearchParameters(k_factor=wanted / k)
         if inner is not None:
             parameters = faiss.IndexRefineSearchParameters(k_factor=wanted / k, base_index_params=inner)
-        distances, found = self._index.search(queries, k, params=parameters)
+        with threads_for(len(queries)):
+            distances, found = self._index.search(queries, k, params=parameters)
         length = np.einsum("ij,ij->i", queries, queries)[:, None]
         similarities = ((length + np.float32(1.0)) - distances) / np.float32(2.0)
         return similarities, found

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from rarvision.encoders import Encoder, Prepared
 from rarvision.errors import ImageError, InputError
-from rarvision.images import load_image, thumbnail
+from rarvision.images import Picture, load_image, thumbnail
 from rarvision.memory.records import AddReport, NewEntry
-from rarvision.types import Modality, Sample
+from rarvision.types import Box, Modality, Sample
 
-__all__ = ["Adding", "Decode", "batches", "check_category", "hash_sample", "new_text"]
+__all__ = ["Adding", "Decode", "batches", "box_of", "check_category", "hash_sample", "new_text"]
+
+
+_BOX = "box_xyxy"  # key of an entry's metadata: the part of its image that it is, where it is not all of it
 
 
 class Adding:
@@ -133,15 +137,20 @@ def hash_sample(sample: Sample) -> tuple[Sample, NewEntry | InputError]:
             category=sample.label,
             modality="image",
             source=sample.source,
-            content=_content_hash(sample.image),
-            metadata=dict(sample.metadata),
+            content=_content_hash(sample.image, sample.box_xyxy),
+            metadata=dict(sample.metadata) | ({} if sample.box_xyxy is None else {_BOX: list(sample.box_xyxy)}),
         )
     except InputError as error:
         return sample, error
 
 
-def _content_hash(image: Path | Image.Image) -> bytes:
-    """SHA-256 of a file's bytes, or of a decoded image's mode, size and pixels."""
+def _content_hash(image: Path | Image.Image, box: Box | None) -> bytes:
+    """SHA-256 of a file's bytes, or of a decoded image's mode, size and pixels; and of the box, where there is one."""
+    whole = _image_hash(image)
+    return whole if box is None else hashlib.sha256(whole + struct.pack("<4d", *box)).digest()
+
+
+def _image_hash(image: Path | Image.Image) -> bytes:
     if isinstance(image, Image.Image):
         head = f"{image.mode} {image.size}".encode()
         return hashlib.sha256(head + image.tobytes()).digest()
@@ -155,6 +164,15 @@ def _content_hash(image: Path | Image.Image) -> bytes:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from error
 
 
+def box_of(metadata: Mapping[str, Any]) -> Box | None:
+    """The part of its image that an entry is, None for all of it."""
+    box = metadata.get(_BOX)
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(edge, (int, float)) for edge in box):
+        return None
+    left, upper, right, lower = map(float, box)
+    return left, upper, right, lower
+
+
 class Decode:
     """Opens a sample's image for an encoder and makes its thumbnail; runs in a pool."""
 
@@ -166,7 +184,10 @@ class Decode:
         """Decode one sample; an image that cannot be read comes back as its error."""
         sample, entry = item
         try:
-            picture = self._encoder.load(sample.image, longest=self._thumbnail_size)
+            if sample.box_xyxy is None:
+                picture = self._encoder.load(sample.image, longest=self._thumbnail_size)
+            else:  # at its full size: how much of it the box is, is not known yet
+                picture = Picture.of(load_image(sample.image)).cropped(sample.box_xyxy)
         except ImageError as error:
             return sample, entry, error
         if self._thumbnail_size is not None:

@@ -23,7 +23,7 @@ class AddReport:
 
     Attributes:
         added: Entries stored.
-        skipped: Samples that the memory had already (same content, category and modality).
+        skipped: Samples that the memory had already (same content, box, category and modality).
         failed: Samples that could not be read or stored.
         failures: Source and message of each failed sample.
     """

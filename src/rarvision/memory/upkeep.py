@@ -17,13 +17,13 @@ from PIL import Image
 from rarvision.encoders import Encoder
 from rarvision.encoders.base import batch_size_of
 from rarvision.errors import ImageError, InputError, MemoryLockedError, OptionError
-from rarvision.images import load_image
+from rarvision.images import Picture, load_image
 from rarvision.index import IndexSpec, make_index
-from rarvision.memory.adding import batches
+from rarvision.memory.adding import batches, box_of
 from rarvision.memory.sql import to_json
 from rarvision.memory.store import Store, pack_vectors, unpack_vectors
 from rarvision.memory.writing import Writer, drop_segments, insert_segment, place
-from rarvision.types import Modality
+from rarvision.types import Box, Modality, box_suffix
 
 __all__ = ["CompactReport", "ReencodeReport", "compact", "index_setting", "reencode", "settings_of"]
 
@@ -127,13 +127,15 @@ class _Item:
     modality: Modality
     source: str
     templates: tuple[str, ...]
+    box: Box | None
     thumbnail: bytes | None
 
     def image(self) -> Image.Image:
         """Its image, from its thumbnail where it has one here, else from where it came."""
         if self.thumbnail is not None:
             return load_image(Image.open(BytesIO(self.thumbnail)))
-        return load_image(Path(self.source))
+        image = load_image(Path(self.source.removesuffix(box_suffix(self.box))))
+        return image if self.box is None else Picture.of(image).cropped(self.box).whole()
 
 
 def reencode(
@@ -197,12 +199,14 @@ def _waiting(store: Store, *, from_thumbnails: bool) -> Iterator[_Item]:
                 "ORDER BY entries.id LIMIT ?",
                 (modality, last, _AT_ONCE),
             )
-            for entry, source, metadata, thumbnail in part:
+            for entry, source, written, thumbnail in part:
+                metadata = json.loads(written)
                 yield _Item(
                     entry=entry,
                     modality=modality,
                     source=source,
-                    templates=tuple(json.loads(metadata).get("templates", ["{}"])) if modality == "text" else (),
+                    templates=tuple(metadata.get("templates", ["{}"])) if modality == "text" else (),
+                    box=box_of(metadata) if modality == "image" else None,
                     thumbnail=thumbnail,
                 )
             if not part:
