@@ -41,7 +41,7 @@ format: $(VENV)/.installed-lint  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## the benchmarks; each prints what it measured
+bench: $(VENV)/.installed $(VENV)/.installed-bench  ## the benchmarks; each prints what it measured
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(VENV)/.installed  ## write the parts of docs/ that are generated
@@ -73,6 +73,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-scale: $(VENV)/.installed
 	$(INSTALL) --group scale
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(INSTALL) --group bench
 	@touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed

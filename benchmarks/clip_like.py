@@ -7,6 +7,7 @@ one class apart, and how the variance of the latter two falls off over the direc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,19 @@ class ClipLike:
             seed: Of the mean, the directions and the class centres.
             stream: Another one gives other vectors of the same classes, such as queries.
         """
+        vectors = np.empty((rows, dim), dtype=np.float32)
+        labels = np.empty(rows, dtype=np.int64)
+        start = 0
+        for some, theirs in self.parts(rows, classes=classes, dim=dim, seed=seed, stream=stream):
+            vectors[start : start + len(some)] = some
+            labels[start : start + len(some)] = theirs
+            start += len(some)
+        return vectors, labels
+
+    def parts(
+        self, rows: int, *, classes: int = 5_000, dim: int = 512, seed: int = 0, stream: int = 0
+    ) -> Iterator[tuple[Float[np.ndarray, "n dim"], Int[np.ndarray, " n"]]]:
+        """What `draw` gives, a part at a time, for more rows than fit."""
         world = np.random.default_rng([seed, dim, classes])
         basis, turned = (np.linalg.qr(world.standard_normal((dim, dim)))[0].astype(np.float32) for _ in range(2))
         mean = world.standard_normal(dim)
@@ -82,8 +96,6 @@ class ClipLike:
         noise = np.sqrt(self.within.variances(dim)).astype(np.float32)
         along = np.sqrt(np.float32(self.aligned)) * noise[:, None] * basis
         across = np.sqrt(np.float32(1 - self.aligned)) * noise[:, None] * turned
-        vectors = np.empty((rows, dim), dtype=np.float32)
-        labels = np.empty(rows, dtype=np.int64)
         for start in range(0, rows, _CHUNK):
             chunk = np.random.default_rng([seed, 1 + stream, start])
             some = chunk.integers(0, classes, _CHUNK)
@@ -92,9 +104,7 @@ class ClipLike:
             drawn += chunk.standard_normal((_CHUNK, dim), dtype=np.float32) @ across
             drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
             kept = min(_CHUNK, rows - start)
-            vectors[start : start + kept] = drawn[:kept]
-            labels[start : start + kept] = some[:kept]
-        return vectors, labels
+            yield drawn[:kept], some[:kept]
 
 
 RAR_MEMORY = ClipLike(

@@ -51,7 +51,8 @@ def samples(folder, count):
         path = folder / f"{n}.png"
         Image.fromarray(pixels).save(path)
         image = Image.fromarray(pixels[::-1]) if n % 10 == 9 else path  # some are no files
-        made.append(Sample(source=str(path), image=image, label=f"class {n % 3}", metadata={"n": n}))
+        box = (2, 2, 20, 16) if n % 7 == 3 else None
+        made.append(Sample(source=str(path), image=image, label=f"class {n % 3}", metadata={"n": n}, box_xyxy=box))
     return made
 
 
