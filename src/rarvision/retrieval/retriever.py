@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal, final, get_args
+from typing import Final, Literal, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from rarvision.errors import MemoryEmptyError, OptionError
 from rarvision.index import top_k
 from rarvision.memory import Hits, Memory
-from rarvision.retrieval.checks import at_least_one, one_of, share
+from rarvision.retrieval.checks import Aggregate, Source, check_retrieval, share
 from rarvision.retrieval.statistics import (
     DEFAULT_TEXT_WEIGHT,
     Hubness,
@@ -29,10 +29,7 @@ from rarvision.types import Candidate, Modality
 
 __all__ = ["Aggregate", "Retriever", "Source"]
 
-Source = Literal["fused", "image", "text"]
-Aggregate = Literal["blend", "nearest", "sum", "vote", "weighted", "tip", "prototype"]
-
-_SHARES = ("vote", "weighted", "tip")  # scores that are no cosines
+_SHARES: tuple[Aggregate, ...] = ("vote", "weighted", "tip")  # scores that are no cosines
 _SHARPNESS: Final = {"tip": 5.5}
 _DEFAULT_AGGREGATE: Final = "blend"
 _NEIGHBOURS = 512
@@ -50,12 +47,14 @@ _BREAK_TIES = 1e-6
 class _Held:
     """Queries that are the memory's own images, each left out of it: entry ids, and category codes.
 
-    ``even``: what is left of the own category counts as if it still had as many images.
+    ``even``: what is left of the own category counts as if it still had as many images. ``foreign``: the own category
+    is no candidate.
     """
 
     ids: Int[np.ndarray, " n"]
     own: Int[np.ndarray, " n"]
     even: bool = False
+    foreign: bool = False
 
 
 @final
@@ -115,11 +114,16 @@ class Retriever:
         sharpness: float | None = None,
         hubness: Hubness = "none",
     ) -> None:
-        one_of("source", source, get_args(Source))
-        one_of("aggregate", aggregate, get_args(Aggregate))
-        one_of("hubness", hubness, get_args(Hubness))
-        at_least_one("k", k)
-        at_least_one("neighbours", 1 if neighbours is None else neighbours)
+        check_retrieval(
+            k=k,
+            source=source,
+            aggregate=aggregate,
+            default_aggregate=_DEFAULT_AGGREGATE,
+            neighbours=neighbours,
+            distinct=distinct,
+            hubness=hubness,
+            shares=_SHARES,
+        )
         if isinstance(text_weight, str):
             if text_weight != "auto":
                 raise OptionError(f"text_weight must be a number from 0 to 1, or 'auto', got {text_weight!r}")
@@ -128,30 +132,8 @@ class Retriever:
         share("prototype_weight", prototype_weight)
         if sharpness is None:
             sharpness = _SHARPNESS.get(aggregate, 50.0)
-        if hubness != "none" and source != "text" and aggregate in _SHARES:
-            raise OptionError(
-                f"hubness={hubness!r} corrects cosines, and {aggregate!r} gives none; choose aggregate='blend', "
-                "'nearest', 'sum' or 'prototype', or hubness='none'"
-            )
-        if hubness != "none" and not distinct:
-            raise OptionError(
-                f"distinct=False takes the nearest entries as they are, so hubness={hubness!r} corrects nothing; "
-                "leave hubness out, or choose distinct=True"
-            )
         if not sharpness > 0 or not (text_ratio is None or text_ratio > 0):
             raise OptionError(f"sharpness and text_ratio must be positive, got {sharpness} and {text_ratio}")
-        if not distinct and source == "fused":
-            raise OptionError("distinct=False counts entries, so it needs one source: choose 'image' or 'text'")
-        if not distinct and aggregate not in ("nearest", _DEFAULT_AGGREGATE):
-            raise OptionError(
-                f"distinct=False takes the nearest entries as they are, so nothing is aggregated by {aggregate!r}; "
-                "leave aggregate out, or choose distinct=True"
-            )
-        if not distinct and neighbours is not None:
-            raise OptionError(
-                f"distinct=False takes the k={k} nearest entries, whatever neighbours={neighbours} says; "
-                "leave neighbours out, or choose distinct=True"
-            )
         self.memory = memory
         self.k = k
         self.source = source
@@ -218,17 +200,23 @@ class Retriever:
         return codes, filled
 
     def _best(
-        self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, " c"], modalities: tuple[Modality, ...]
+        self,
+        vectors: Float[np.ndarray, "n dim"],
+        codes: Int[np.ndarray, " c"],
+        modalities: tuple[Modality, ...],
+        held: _Held | None = None,
     ) -> list[list[Candidate]]:
         """Candidates of one block of queries."""
         hits = None
         if "image" in modalities:
-            hits, scores = self._image_scores(vectors, codes)
+            hits, scores = self._image_scores(vectors, codes, held)
             if "text" in modalities:
                 weight = self.fit_text_weight().weight if self.text_weight == "auto" else self.text_weight
                 scores = mixed(scores, self._mapped_texts(vectors, codes), weight)
         else:
             scores = self._text_scores(vectors, codes)
+        if held is not None and held.foreign:
+            scores[np.arange(len(scores)), np.searchsorted(codes, held.own)] = -np.inf
         columns = top_k(scores, self.k)
         values = np.take_along_axis(scores, columns, axis=1)
         names = self.memory.category_names()
@@ -436,10 +424,7 @@ class Retriever:
             Codes of the categories, ascending; for each image their image scores, ``-inf`` where no image is left, and
             their text scores on the scale of image scores, ``-inf`` where there is no text.
         """
-        table, own = self.memory.table("image")
-        place = np.minimum(np.searchsorted(table, ids), len(table) - 1)
-        if not len(table) or not np.array_equal(table[place], ids):
-            raise OptionError("only images of the memory can be left out; some of these ids are none")
+        own = self._own_of(ids)
         modalities: tuple[Modality, ...] = ("image", "text")
         codes = np.unique(np.concatenate([self.memory.prototypes(m).categories for m in modalities]))
         texts = bool(self.memory.count("text"))
@@ -448,12 +433,45 @@ class Retriever:
         at_once = max(1, _SCORES_AT_ONCE // (len(codes) + self.neighbours))
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
-            held = _Held(ids=ids[part], own=own[place[part]], even=even)
+            held = _Held(ids=ids[part], own=own[part], even=even)
             vectors = self.memory.vectors(held.ids)
             by_image[part] = self._image_scores(vectors, codes, held)[1]
             if texts:
                 by_text[part] = self._mapped_texts(vectors, codes)
         return codes, by_image, by_text
+
+    def retrieve_left_out(self, ids: Int[np.ndarray, " n"], *, foreign: bool = False) -> list[list[Candidate]]:
+        """Candidates that images of the memory would get, were they not in it; see `left_out` with ``even``.
+
+        Args:
+            ids: Entry ids of images.
+            foreign: Leave each image's whole category out, as if the memory did not know it.
+
+        Returns:
+            As `retrieve`.
+
+        Raises:
+            OptionError: An id that is no image's, or ``distinct=False``.
+        """
+        if not self.distinct:
+            raise OptionError("leaving images out needs distinct=True; the paper's mode takes the nearest entries")
+        codes, modalities = self._categories()
+        own = self._own_of(ids)
+        at_once = max(1, _SCORES_AT_ONCE // (len(codes) + self.neighbours))
+        found: list[list[Candidate]] = []
+        for start in range(0, len(ids), at_once):
+            part = slice(start, start + at_once)
+            held = _Held(ids=ids[part], own=own[part], even=True, foreign=foreign)
+            found += self._best(self.memory.vectors(held.ids), codes, modalities, held)
+        return found
+
+    def _own_of(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Category codes of images; `OptionError` where an id is none."""
+        table, own = self.memory.table("image")
+        place = np.minimum(np.searchsorted(table, ids), len(table) - 1)
+        if not len(table) or not np.array_equal(table[place], ids):
+            raise OptionError("only images of the memory can be left out; some of these ids are none")
+        return own[place]
 
     # Fitting ----------------------------------------------------------------------------------------------------
 

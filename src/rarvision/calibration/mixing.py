@@ -1,9 +1,10 @@
-"""From similarities and a ranker's verdict to probabilities: pure mathematics, nothing is fitted here.
+"""From similarities and a ranker's verdict to probabilities.
 
 The answer's distribution over the candidates is a log-linear mix: ``log p = prior + weight * ranker`` up to a constant,
 so a weight of 0 is retrieval alone, 1 multiplies the two as if they were independent evidence, and ``"replace"`` (the
 limit of a growing weight) is the ranker alone, as in the paper. Beside the candidates stands "none of these was
-retrieved", whose probability is logistic in retrieval's best similarity and its margin over the second.
+retrieved", whose probability is logistic in retrieval's best similarity, its margin over the second, and how sure the
+mix is of its first.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ __all__ = [
     "check_weight",
     "log_softmax",
     "mix",
+    "mixed_log_probs",
     "order_log_scores",
     "prior_log_scores",
     "ranker_log_scores",
+    "unknown_features",
     "unknown_probability",
 ]
 
 RankerWeight = float | Literal["replace"]
 _BELOW_REPORTED = 1.0
+_MOST_ODDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,29 +48,39 @@ class Calibration:
     Attributes:
         prior_temperature: Retrieval's log-prior is similarity / prior_temperature; smaller trusts retrieval more.
         ranker_temperature: The ranker's log-scores are divided by it; larger trusts them less.
+        ranker_weight: Weight of the ranker's log-scores beside retrieval's: 0 is retrieval alone.
         order_decay: For rankings without scores: nats that each place costs, a geometric distribution over places.
         unknown_intercept: Log-odds of "not retrieved" at similarity 0 and margin 0.
         unknown_similarity: Change of the log-odds by unit of the best candidate's similarity.
         unknown_margin: Change by unit of the best candidate's margin over the second.
+        unknown_confidence: Change by nat of the log-odds that the mix gives its first candidate among all.
+        reject_above: From this probability of "not retrieved" on, the answer is "unknown"; None never says so.
         fitted: Whether the values were fitted on data; False for the defaults.
     """
 
     prior_temperature: float = 0.02
     ranker_temperature: float = 1.0
+    ranker_weight: float = 1.0
     order_decay: float = 3.0
     unknown_intercept: float = -1.5
     unknown_similarity: float = -1.0
     unknown_margin: float = -10.0
+    unknown_confidence: float = 0.0
+    reject_above: float | None = None
     fitted: bool = False
 
     def __post_init__(self) -> None:
         for record_field in fields(self):
             value = getattr(self, record_field.name)
-            if not math.isfinite(value):
+            if value is not None and not math.isfinite(value):
                 raise OptionError(f"Calibration.{record_field.name} must be finite, got {value}")
         for name in ("prior_temperature", "ranker_temperature", "order_decay"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"Calibration.{name} must be above 0, got {getattr(self, name)}")
+        if self.ranker_weight < 0:
+            raise OptionError(f"Calibration.ranker_weight must be at least 0, got {self.ranker_weight}")
+        if self.reject_above is not None and not 0.0 <= self.reject_above <= 1.0:
+            raise OptionError(f"Calibration.reject_above must lie between 0 and 1, got {self.reject_above}")
 
 
 def check_weight(weight: RankerWeight) -> RankerWeight:
@@ -145,20 +159,66 @@ def mix(
     return log_softmax(ranker if weight == "replace" else prior + weight * ranker)
 
 
-def unknown_probability(similarities: Sequence[float] | Float[np.ndarray, " n"], calibration: Calibration) -> float:
+def mixed_log_probs(
+    similarities: Sequence[float] | Float[np.ndarray, " n"],
+    order: Sequence[int] | None,
+    log_scores: Sequence[float] | None,
+    calibration: Calibration,
+    weight: RankerWeight | None = None,
+) -> Float[np.ndarray, " n"]:
+    """Log-probabilities of the candidates, given that one of them is right.
+
+    Args:
+        similarities: Retrieval's, one a distinct candidate.
+        order: The ranker's order of them, best first; None where it was not asked, or gave nothing.
+        log_scores: Its scores, where it gave any.
+        calibration: The parameters.
+        weight: In place of the calibration's ``ranker_weight``.
+    """
+    prior = prior_log_scores(similarities, calibration.prior_temperature)
+    if order is None:
+        return prior
+    ranker = ranker_log_scores(order, log_scores, calibration)
+    return mix(prior, ranker, calibration.ranker_weight if weight is None else weight)
+
+
+def unknown_features(
+    similarities: Sequence[float] | Float[np.ndarray, " n"], log_probs: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " 3"]:
+    """What "not retrieved" is judged by: the best similarity, its margin, and the log-odds of the likeliest candidate.
+
+    A lone candidate has no margin, and log-odds of 0. The log-odds are cut at 20 nats.
+    """
+    ordered = np.sort(np.asarray(similarities, dtype=np.float64))[::-1]
+    if ordered.size < 2:
+        return np.array([ordered[0] if ordered.size else -1.0, 0.0, 0.0])
+    rest = np.delete(log_probs, int(log_probs.argmax()))
+    others = float(rest.max() + np.log(np.exp(rest - rest.max()).sum())) if np.isfinite(rest.max()) else -np.inf
+    odds = min(float(log_probs.max()) - others, _MOST_ODDS)
+    return np.array([ordered[0], ordered[0] - ordered[1], odds])
+
+
+def unknown_probability(
+    similarities: Sequence[float] | Float[np.ndarray, " n"],
+    calibration: Calibration,
+    log_probs: Float[np.ndarray, " n"] | None = None,
+) -> float:
     """Probability that the true category is none of the candidates; a lone candidate has no margin.
 
     Args:
         similarities: Retrieval's similarities of distinct categories, in any order.
         calibration: The parameters.
+        log_probs: What the mix says of the candidates; by default retrieval's prior.
     """
-    ordered = np.sort(np.asarray(similarities, dtype=np.float64))[::-1]
-    if ordered.size == 0:
+    if len(similarities) == 0:
         return 1.0
-    margin = ordered[0] - ordered[1] if ordered.size > 1 else 0.0
+    if log_probs is None:
+        log_probs = prior_log_scores(similarities, calibration.prior_temperature)
+    best, margin, odds = unknown_features(similarities, log_probs).tolist()
     log_odds = (
         calibration.unknown_intercept
-        + calibration.unknown_similarity * float(ordered[0])
-        + calibration.unknown_margin * float(margin)
+        + calibration.unknown_similarity * best
+        + calibration.unknown_margin * margin
+        + calibration.unknown_confidence * odds
     )
     return float(np.exp(-np.logaddexp(0.0, -log_odds)))
