@@ -103,7 +103,7 @@ def commands():
 
 def test_the_commands_are_those_promised():
     assert {" ".join(path) for path, _ in commands()} == {
-        "demo", "recognize", "evaluate", "memory create", "memory add", "memory remove", "memory info",
+        "demo", "recognize", "evaluate", "fit", "memory create", "memory add", "memory remove", "memory info",
         "memory import", "memory evaluate", "memory search", "memory rename", "memory merge", "memory move",
         "memory copy", "memory export", "memory verify", "memory compact", "memory reencode", "memory tune-index",
         "memory migrate",
@@ -134,7 +134,10 @@ def test_defaults_are_the_library_s():
     for function in (recognize_module.recognize, __import__("rarvision.cli.evaluate", fromlist=["x"]).evaluate):
         ours = {name: p.default for name, p in inspect.signature(function).parameters.items()}
         assert ours["k"] == library["k"]
-        assert float(ours["ranker_weight"]) == library["ranker_weight"]
+        assert (ours["ranker_weight"], library["ranker_weight"]) == ("auto", None)
+        assert (ours["gate"], library["gate"]) == ("off", None)
+        assert (ours["unknown"], library["reject"]) == ("off", False)
+        assert (ours["fit"], library["fit"]) == (True, "kept")
         assert ours["aggregate"].value == library["aggregate"]
         assert ours["retrieval"].value == library["source"]
         assert ours["hubness"].value == library["hubness"]

@@ -32,8 +32,8 @@ def test_recognize_json_has_the_documented_fields(run, memory, photos):
     assert result.stderr == ""
     for record in records:
         assert set(record) == {
-            "source", "label", "probability", "unknown_probability", "candidates", "ranking", "retrieval_ms",
-            "ranking_ms",
+            "source", "label", "probability", "unknown_probability", "unknown", "fit", "candidates", "ranking",
+            "retrieval_ms", "ranking_ms",
         }  # fmt: skip
         assert set(record["candidates"][0]) == {"category", "similarity", "probability"}
         assert record["ranking"] == dict.fromkeys(("strategy", "status", "reason", "raw", "unanswered"))
@@ -92,7 +92,7 @@ def test_the_retrieval_options_arrive(run, memory, photos, monkeypatch):
     [
         (["--ranker", "some/mllm", "--ranker-model", "m"], "--ranker-model goes with the URL"),
         (["--ranker", "http://host/v1", "--quantization", "4bit"], "--quantization goes with a local model"),
-        (["--ranker-weight", "much"], "--ranker-weight must be a number or replace"),
+        (["--ranker-weight", "much"], "--ranker-weight must be auto, a number or replace"),
         (["--ranker", "some/mllm", "--prompt", "nope"], "--prompt must be one of paper, in-context, long"),
         (["--text-weight", "much"], "--text-weight must be a number from 0 to 1, or auto, got 'much'"),
         (["--text-weight", "nan"], "--text-weight must lie between 0 and 1, got nan"),

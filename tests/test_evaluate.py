@@ -36,7 +36,7 @@ def test_report_of_retrieval_alone(memory):
     low, high = report.top1_interval
     assert low < report.top1 < high
     assert 0.0 <= report.calibration_error <= 1.0
-    assert report.statuses == {"ranked": 0, "repaired": 0, "fallback": 0}
+    assert report.statuses == {"ranked": 0, "repaired": 0, "fallback": 0, "skipped": 0}
     assert (report.fallback_rate, report.repaired_rate) == (0.0, 0.0)
     assert (report.dataset, report.encoder, report.ranker) == ("pictures", "fake", None)
     assert report.retrieval_ms > 0
@@ -49,7 +49,7 @@ def test_report_of_a_ranker(memory):
     report = evaluate(recognizer, Pictures(COLOURS))
     assert report.top1 == pytest.approx(2 / 6)  # blue as ranked, red by retrieval
     assert report.retrieval_top1 == 1.0
-    assert report.statuses == {"ranked": 5, "repaired": 0, "fallback": 1}
+    assert report.statuses == {"ranked": 5, "repaired": 0, "fallback": 1, "skipped": 0}
     assert report.fallback_rate == pytest.approx(1 / 6)
     assert report.ranker == "scripted"
     repaired = evaluate(Recognizer(memory, ranker=ScriptedRanker(status="repaired")), Pictures(COLOURS))
@@ -208,9 +208,9 @@ def test_what_the_mllm_did_not_answer_is_asked_again(memory, tmp_path):
     assert run(ScriptedRanker(failing=["red", "green"], error=ChatUnavailableError))[0].statuses["fallback"] == 6
     assert [line["unanswered"] for line in lines(out)[1:]] == [True] * 6
     report, opened = run(ScriptedRanker(failing=["white"], error=ChatUnavailableError))
-    assert (opened, report.statuses) == ([0, 1, 2, 3, 4, 5], {"ranked": 5, "repaired": 0, "fallback": 1})
+    assert (opened, report.statuses) == ([0, 1, 2, 3, 4, 5], {"ranked": 5, "repaired": 0, "fallback": 1, "skipped": 0})
     report, opened = run(ScriptedRanker(status="fallback"))
-    assert (opened, report.statuses) == ([5], {"ranked": 5, "repaired": 0, "fallback": 1})
+    assert (opened, report.statuses) == ([5], {"ranked": 5, "repaired": 0, "fallback": 1, "skipped": 0})
     assert lines(out)[-1]["unanswered"] is False, "an answer that could not be read"
     assert run(ScriptedRanker())[1] == []
 

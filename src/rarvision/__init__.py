@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rarvision.calibration import Calibration
+    from rarvision.calibration import Calibration, RankerFit
     from rarvision.chat import (
         Capabilities,
         Chat,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rarvision.encoders import Encoder, TransformersEncoder, same_encoder
     from rarvision.errors import RarvisionError
     from rarvision.evaluate import Report, evaluate
+    from rarvision.fitting import fit_recognizer
     from rarvision.images import iter_image_paths, load_image
     from rarvision.index import ExactIndex, HNSWIndex, Index
     from rarvision.memory import (
@@ -92,6 +93,7 @@ __all__ = [
     "Neighbour",
     "Prediction",
     "Ranker",
+    "RankerFit",
     "Ranking",
     "RarvisionError",
     "RecognitionFailure",
@@ -103,6 +105,7 @@ __all__ = [
     "evaluate",
     "export_faiss",
     "export_parquet",
+    "fit_recognizer",
     "import_faiss",
     "import_parquet",
     "iter_image_paths",
@@ -151,6 +154,7 @@ _HOME = {
     "MilvusMemory": "memory",
     "export_faiss": "memory",
     "export_parquet": "memory",
+    "fit_recognizer": "fitting",
     "import_faiss": "memory",
     "import_parquet": "memory",
     "open_memory": "memory",
@@ -158,6 +162,7 @@ _HOME = {
     "Recognizer": "pipeline",
     "BaseRanker": "ranking",
     "Ranker": "ranking",
+    "RankerFit": "calibration",
     "Retriever": "retrieval",
     "leave_one_out": "retrieval",
     "Candidate": "types",

@@ -13,13 +13,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from rarvision.datasets.base import Dataset
 from rarvision.errors import DatasetError, InputError, OptionError
 from rarvision.metrics import (
+    area_under_roc,
     bootstrap_interval,
+    brier_score,
     expected_calibration_error,
+    false_positive_rate_at,
     mean_per_class_accuracy,
     recall_at_k,
+    risk_coverage,
     topk_accuracy,
 )
 from rarvision.pipeline import RecognitionFailure, Recognizer
@@ -27,7 +33,8 @@ from rarvision.types import Prediction
 
 __all__ = ["EvaluatedImage", "Report", "evaluate"]
 
-_STATUSES = ("ranked", "repaired", "fallback")
+_STATUSES = ("ranked", "repaired", "fallback", "skipped")
+_CURVE_POINTS = 101
 _HASHES = {"memory_content": "the memory's entries", "dataset_fingerprint": "the dataset"}
 
 
@@ -42,6 +49,7 @@ class EvaluatedImage:
         retrieved: Names in retrieval's order; repeated where the retriever repeats them.
         probability: Stated probability of the first name.
         unknown_probability: Stated probability that the true name was not retrieved.
+        unknown: Whether the answer was "unknown".
         status: The ranking's status, None where no ranker was asked.
         reason: Why the ranking is not as answered.
         unanswered: Whether it fell back because the MLLM gave no answer; such an image is done again.
@@ -57,6 +65,7 @@ class EvaluatedImage:
     retrieved: tuple[str, ...] = ()
     probability: float = 0.0
     unknown_probability: float = 1.0
+    unknown: bool = False
     status: str | None = None
     reason: str | None = None
     unanswered: bool = False
@@ -78,6 +87,7 @@ class EvaluatedImage:
             retrieved=outcome.retrieved,
             probability=outcome.probability,
             unknown_probability=outcome.unknown_probability,
+            unknown=outcome.unknown,
             status=None if ranking is None else ranking.status,
             reason=None if ranking is None else ranking.reason,
             unanswered=ranking is not None and ranking.unanswered,
@@ -102,6 +112,16 @@ class Report:
         mean_per_class: Top-1 averaged over the true categories.
         calibration_error: Expected calibration error of the first name's probability, over the answered images; None
             where there are none.
+        brier: Brier score of that probability, 0 is best; None likewise.
+        auroc_right: Probability that a right answer was given a higher probability than a wrong one; None where all are
+            right, or none.
+        call_rate: Share of the answered images that the ranker was asked about; None without a ranker.
+        rejected: Images that were called "unknown".
+        foreign: Images whose label the memory does not hold: "unknown" is the right answer for them, and no other.
+        unknown_auroc: Probability that a foreign image was given a higher ``unknown_probability`` than one that the
+            memory knows; None where there are no foreign images, or only those.
+        unknown_fpr95: Share of the foreign images that are accepted where 95 % of the others are; None likewise.
+        top1_accepted: Accuracy over the images that were not called "unknown"; None where there are none.
         statuses: Number of rankings by status; all 0 without a ranker.
         retrieval_ms: Milliseconds an image of encoding and search, mean over the answered images.
         ranking_ms: The same of ranking.
@@ -109,6 +129,8 @@ class Report:
         dataset: The dataset's name.
         encoder: The encoder's name.
         ranker: The ranker's name, None for retrieval alone.
+        risk_coverage: Share of images answered, surest first, and share of wrong answers among them, at up to 101
+            places.
         configuration: All that the result depends on.
     """
 
@@ -121,6 +143,14 @@ class Report:
     retrieval_top1: float
     mean_per_class: float
     calibration_error: float | None
+    brier: float | None
+    auroc_right: float | None
+    call_rate: float | None
+    rejected: int
+    foreign: int
+    unknown_auroc: float | None
+    unknown_fpr95: float | None
+    top1_accepted: float | None
     statuses: Mapping[str, int]
     retrieval_ms: float
     ranking_ms: float
@@ -128,17 +158,22 @@ class Report:
     dataset: str
     encoder: str
     ranker: str | None
+    risk_coverage: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fallback_rate(self) -> float:
-        """Share of the rankings that fell back to retrieval's order."""
-        return self.statuses["fallback"] / max(1, sum(self.statuses.values()))
+        """Share of the rankings that fell back to retrieval's order, of those that were asked for."""
+        return self.statuses["fallback"] / max(1, self._asked)
 
     @property
     def repaired_rate(self) -> float:
-        """Share of the rankings that had to be completed or corrected."""
-        return self.statuses["repaired"] / max(1, sum(self.statuses.values()))
+        """Share of the rankings that had to be completed or corrected, of those that were asked for."""
+        return self.statuses["repaired"] / max(1, self._asked)
+
+    @property
+    def _asked(self) -> int:
+        return sum(self.statuses.values()) - self.statuses["skipped"]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the keys of ``topk`` and ``recall`` are texts."""
@@ -168,7 +203,20 @@ class Report:
             ("mean per class", f"{self.mean_per_class:.1%}"),
         ]
         if self.calibration_error is not None:
-            rows.append(("calibration error", f"{self.calibration_error:.3f}"))
+            rows.append(("calibration error", f"{self.calibration_error:.3f} ({self.configuration.get('fit')})"))
+        if self.brier is not None:
+            rows.append(("Brier score", f"{self.brier:.3f}"))
+        if self.auroc_right is not None:
+            rows.append(("AUROC of right answers", f"{self.auroc_right:.3f}"))
+        if self.rejected and self.top1_accepted is not None:
+            rows.append(("called unknown", f"{self.rejected:,}; of the others right {self.top1_accepted:.1%}"))
+        if self.foreign:
+            rows.append(("not in the memory", f"{self.foreign:,} images"))
+        if self.unknown_auroc is not None and self.unknown_fpr95 is not None:
+            accepted = f"{self.unknown_fpr95:.1%} accepted with 95 % of the others"
+            rows.append(("AUROC of unknown", f"{self.unknown_auroc:.3f} ({accepted})"))
+        if self.call_rate is not None and self.statuses["skipped"]:
+            rows.append(("ranker asked", f"{self.call_rate:.1%} of the images"))
         if self.ranker is not None:
             rows += [("fallback rate", f"{self.fallback_rate:.1%}"), ("repaired rate", f"{self.repaired_rate:.1%}")]
         rows.append(("retrieval", f"{self.retrieval_ms:.1f} ms an image"))
@@ -350,6 +398,13 @@ def _report(
     right = [bool(image.ranked) and image.ranked[0] == image.label for image in images]
     counts = Counter(image.status for image in answered if image.status is not None)
     served = [k for k in ks if k <= recognizer.k]
+    sure = [min(1.0, image.probability) for image in answered]
+    hit = [image.ranked[0] == image.label for image in answered]
+    held = set(recognizer.memory.categories())
+    foreign = [image.label not in held for image in answered]
+    outside = [image.unknown_probability for image in answered]
+    some = any(foreign) and not all(foreign)
+    accepted = [right for right, image in zip(hit, answered, strict=True) if not image.unknown]
     return Report(
         n=len(images),
         failures=len(images) - len(answered),
@@ -359,12 +414,16 @@ def _report(
         recall={k: recall_at_k(retrieved, labels, k=k) for k in served},
         retrieval_top1=recall_at_k(retrieved, labels, k=1),
         mean_per_class=mean_per_class_accuracy([names[0] if names else None for names in ranked], labels),
-        calibration_error=expected_calibration_error(
-            [min(1.0, image.probability) for image in answered],
-            [image.ranked[0] == image.label for image in answered],
-        )
-        if answered
-        else None,
+        calibration_error=expected_calibration_error(sure, hit) if answered else None,
+        brier=brier_score(sure, hit) if answered else None,
+        auroc_right=area_under_roc(sure, hit) if any(hit) and not all(hit) else None,
+        call_rate=None if recognizer.ranker is None or not answered else 1.0 - counts["skipped"] / len(answered),
+        rejected=sum(image.unknown for image in answered),
+        foreign=sum(foreign),
+        unknown_auroc=area_under_roc(outside, foreign) if some else None,
+        # the positives are the images that the memory knows
+        unknown_fpr95=false_positive_rate_at([-v for v in outside], [not f for f in foreign]) if some else None,
+        top1_accepted=sum(accepted) / len(accepted) if accepted else None,
         statuses={status: counts[status] for status in _STATUSES},
         retrieval_ms=sum(image.retrieval_ms for image in answered) / max(1, len(answered)),
         ranking_ms=sum(image.ranking_ms for image in answered) / max(1, len(answered)),
@@ -372,5 +431,12 @@ def _report(
         dataset=dataset.name,
         encoder=recognizer.memory.encoder_name,
         ranker=None if recognizer.ranker is None else recognizer.ranker.name,
+        risk_coverage=_thinned(sure, hit) if answered else ((), ()),
         configuration=dict(configuration),
     )
+
+
+def _thinned(sure: Sequence[float], hit: Sequence[bool]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    coverage, risk = risk_coverage(sure, hit)
+    places = np.unique(np.linspace(0, len(coverage) - 1, _CURVE_POINTS).round().astype(np.int64))
+    return tuple(coverage[places].tolist()), tuple(risk[places].tolist())

@@ -5,23 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from rarvision.calibration import (
-    Calibration,
-    RankerWeight,
-    check_weight,
-    mix,
-    prior_log_scores,
-    ranker_log_scores,
-    unknown_probability,
-)
+from rarvision.calibration import Calibration, FitStatus, RankerFit, RankerWeight
 from rarvision.encoders import Views, check_views, ordered_map
 from rarvision.errors import (
     ChatError,
@@ -35,6 +27,7 @@ from rarvision.errors import (
     RarvisionError,
 )
 from rarvision.images import Picture, load_image
+from rarvision.judging import Judge
 from rarvision.memory.base import Memory
 from rarvision.ranking.strategies import BaseRanker
 from rarvision.retrieval import Retriever
@@ -123,8 +116,14 @@ class Recognizer:
         k: Candidates of each image; 5 by default. With a ``retriever``, its own ``k`` holds.
         retriever: How neighbours become candidates; ``Retriever(memory, k=k)`` by default.
         ranker_weight: Weight of the ranker's log-scores beside retrieval's prior: 0 is retrieval alone, ``"replace"``
-            the ranker alone.
-        calibration: The parameters of the mix and of "not retrieved".
+            the ranker alone. None takes the parameters' own: fitted, or 1.
+        calibration: The parameters of the mix and of "not retrieved"; None takes the fit's, or the shipped ones.
+        fit: ``kept``: what the memory keeps for this retriever and ranker, if it does (`rarvision.fit_recognizer` and
+            ``rarvision fit`` make it); or a fit of your own; or None. `Prediction.fit` says what it was.
+        gate: When the ranker need not be asked, since retrieval is sure enough: None or False asks always, True as
+            fitted, a number keeps this share of the ranker's gain. Such a ranking has the status ``skipped``.
+        reject: When the answer is "unknown": False never, True from the fitted threshold on, a number from this
+            probability of "not retrieved" on.
         allow_fallback: What to do where the MLLM cannot answer: raise (False), or predict from retrieval and say so
             in the prediction's ``ranking.status``, ``reason`` and ``unanswered`` (True). Where nothing answers twice in
             a row, nothing is asked for half a minute, then one question. A strategy that the MLLM does not serve is
@@ -143,8 +142,11 @@ class Recognizer:
         ranker: BaseRanker | None = None,
         k: int | None = None,
         retriever: Retriever | None = None,
-        ranker_weight: RankerWeight = 1.0,
+        ranker_weight: RankerWeight | None = None,
         calibration: Calibration | None = None,
+        fit: RankerFit | Literal["kept"] | None = "kept",
+        gate: bool | float | None = None,
+        reject: bool | float = False,
         allow_fallback: bool = False,
         batch_size: int = 32,
         views: Views = "whole",
@@ -160,12 +162,19 @@ class Recognizer:
         self._memory = memory
         self._ranker = ranker
         self._retriever = retriever
-        self._weight = check_weight(ranker_weight)
-        self._calibration = calibration or Calibration()
         self._allow_fallback = allow_fallback
         self._batch_size = batch_size
         self._views = check_views(views)
         self._outage = _Outage()
+        self._judge = Judge(
+            memory,
+            self._parts,
+            calibration=calibration,
+            fit=fit,
+            ranker_weight=ranker_weight,
+            gate=gate,
+            reject=reject,
+        )
 
     @property
     def memory(self) -> Memory:
@@ -196,12 +205,23 @@ class Recognizer:
             "memory_content": self._memory.content_hash,
             "entries": self._memory.count(),
             "categories": len(self._memory.categories()),
+            **self._parts,
+            **self._judge.settings,
+            "allow_fallback": self._allow_fallback,
+        }
+
+    @property
+    def fit(self) -> FitStatus:
+        """What the probabilities rest on now."""
+        return self._judge.status
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """What a fit is valid for."""
+        return {
             "views": self._views,
             "retriever": _retriever_settings(self._retriever),
             "ranker": None if self._ranker is None else dict(self._ranker.settings),
-            "ranker_weight": self._weight,
-            "calibration": asdict(self._calibration),
-            "allow_fallback": self._allow_fallback,
         }
 
     def recognize(self, image: Recognizable) -> Prediction:
@@ -297,12 +317,12 @@ class Recognizer:
             raise MemoryEmptyError("the memory holds nothing that could be retrieved; add images or names first")
         retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
         started = time.perf_counter()
-        rankings = self._rank(good, found)
+        rankings = self._gated(good, found)
         ranking_ms = (time.perf_counter() - started) * 1000 / max(1, len(good)) if self._ranker else 0.0
         predictions = (
             RecognitionFailure(source=item.source, error=ranking)
             if isinstance(ranking, ImageError)
-            else self._predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
+            else self._judge.predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
             for item, candidates, ranking in zip(good, found, rankings, strict=True)
         )
         for outcome in outcomes:
@@ -328,6 +348,17 @@ class Recognizer:
                     vectors.append(error)
         encoded = iter(vectors)
         return [next(encoded) if isinstance(item, _Loaded) else None for item in batch]
+
+    def _gated(
+        self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
+    ) -> Sequence[Ranking | ImageError | None]:
+        """A ranking for each image; those that retrieval is sure of are not asked about."""
+        if self._ranker is None or not self._judge.gated:
+            return self._rank(items, found)
+        skipped = [self._judge.skip(candidates, self._ranker.strategy) for candidates in found]
+        asked = [i for i, ranking in enumerate(skipped) if ranking is None]
+        answers = iter(self._rank([items[i] for i in asked], [found[i] for i in asked]))
+        return [next(answers) if ranking is None else ranking for ranking in skipped]
 
     def _rank(
         self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
@@ -382,48 +413,6 @@ class Recognizer:
         """Whether an error is more than one image's."""
         return isinstance(error, ChatUnsupportedError) or (isinstance(error, ChatError) and not self._allow_fallback)
 
-    def _predict(
-        self,
-        source: str,
-        candidates: Sequence[Candidate],
-        ranking: Ranking | None,
-        *,
-        retrieval_ms: float,
-        ranking_ms: float,
-    ) -> Prediction:
-        retrieved = tuple(candidate.category for candidate in candidates)
-        merged, firsts = _merge(candidates)
-        similarities = [candidate.similarity for candidate in merged]
-        log_probs = prior_log_scores(similarities, self._calibration.prior_temperature)
-        if ranking is not None and ranking.status != "fallback":
-            places = {first: i for i, first in enumerate(firsts)}
-            order = [places[place] for place in ranking.order if place in places]
-            scores = None if ranking.log_scores is None else [ranking.log_scores[first] for first in firsts]
-            log_probs = mix(log_probs, ranker_log_scores(order, scores, self._calibration), self._weight)
-        unknown = unknown_probability(similarities, self._calibration)
-        probabilities = np.exp(log_probs) * (1.0 - unknown)
-        best_first = np.argsort(-log_probs, kind="stable")
-        ranked = tuple(
-            Candidate(
-                category=merged[i].category,
-                similarity=merged[i].similarity,
-                exemplars=merged[i].exemplars,
-                probability=float(probabilities[i]),
-            )
-            for i in best_first
-        )
-        return Prediction(
-            source=source,
-            label=ranked[0].category,
-            probability=float(probabilities[best_first[0]]),
-            candidates=ranked,
-            unknown_probability=unknown,
-            retrieved=retrieved,
-            ranking=ranking,
-            retrieval_ms=retrieval_ms,
-            ranking_ms=ranking_ms,
-        )
-
 
 def _retriever_settings(retriever: Retriever) -> dict[str, Any]:
     return {
@@ -438,19 +427,3 @@ def _retriever_settings(retriever: Retriever) -> dict[str, Any]:
         "sharpness": retriever.sharpness,
         "hubness": retriever.hubness,
     }
-
-
-def _merge(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[int]]:
-    """One candidate a category (the paper's mode repeats them), and the place where each first stands."""
-    groups: dict[str, list[int]] = {}
-    for place, candidate in enumerate(candidates):
-        groups.setdefault(candidate.category, []).append(place)
-    merged = [
-        Candidate(
-            category=category,
-            similarity=max(candidates[place].similarity for place in places),
-            exemplars=tuple(dict.fromkeys(i for place in places for i in candidates[place].exemplars)),
-        )
-        for category, places in groups.items()
-    ]
-    return merged, [places[0] for places in groups.values()]

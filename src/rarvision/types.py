@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rarvision.errors import InputError
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Modality = Literal["image", "text"]
-RankingStatus = Literal["ranked", "repaired", "fallback"]
+RankingStatus = Literal["ranked", "repaired", "fallback", "skipped"]
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower: pixels of the upright image, right and lower outside; fractions are allowed."""
 
@@ -145,7 +145,8 @@ class Ranking:
         log_scores: One a candidate, in the order of the candidate list (not of ``order``): log-probability
             up to a constant, higher is better; None where the strategy gives an order only.
         status: ``ranked`` as answered; ``repaired``: something was missing, doubled or misspelt, and completed from
-            retrieval's order; ``fallback``: nothing usable, retrieval's order.
+            retrieval's order; ``fallback``: nothing usable, retrieval's order; ``skipped``: not asked, since
+            retrieval was sure enough, retrieval's order.
         reason: Why it is not ``ranked``; None for ``ranked``.
         raw: The answer as it came, None where the strategy reads probabilities.
         strategy: The strategy's name.
@@ -172,10 +173,10 @@ class Ranking:
             self.log_scores is None or not any(math.isnan(v) or v == math.inf for v in self.log_scores),
             f"log_scores must be finite or -inf, got {self.log_scores}",
         )
-        _require(self.status in ("ranked", "repaired", "fallback"), f"unknown status {self.status!r}")
+        _require(self.status in get_args(RankingStatus), f"unknown status {self.status!r}")
         _require(
             (self.status == "ranked") == (self.reason is None),
-            f"a reason goes with repaired and fallback only: status {self.status!r}, reason {self.reason!r}",
+            f"a reason goes with every status but ranked: status {self.status!r}, reason {self.reason!r}",
         )
         _require(
             not self.unanswered or (self.status == "fallback" and self.raw is None),
@@ -195,7 +196,10 @@ class Prediction:
         unknown_probability: Probability that the true category was not retrieved; together with those of
             ``candidates`` it sums to 1.
         retrieved: The candidates' categories in retrieval's order, which is what ``ranking.order`` counts in.
-        ranking: The ranker's verdict; None where no ranker was asked.
+        ranking: The ranker's verdict; None where there is no ranker.
+        unknown: Whether the answer is "unknown": ``unknown_probability`` reached the threshold. ``label`` is then the
+            least unlikely of the candidates.
+        fit: What the probabilities rest on, see `rarvision.calibration.FitStatus`.
         retrieval_ms: Wall time of encoding and search for this image, milliseconds (its share of the batch).
         ranking_ms: The same for the ranker.
     """
@@ -207,6 +211,8 @@ class Prediction:
     unknown_probability: float
     retrieved: tuple[str, ...]
     ranking: Ranking | None = None
+    unknown: bool = False
+    fit: str = "unfitted"
     retrieval_ms: float = 0.0
     ranking_ms: float = 0.0
 
@@ -216,3 +222,8 @@ class Prediction:
             self.label == self.candidates[0].category,
             f"{self.source}: label {self.label!r} is not the first candidate {self.candidates[0].category!r}",
         )
+
+    @property
+    def answer(self) -> str | None:
+        """The label, or None for "unknown"."""
+        return None if self.unknown else self.label

@@ -23,13 +23,16 @@ from rarvision.calibration.mixing import (
     unknown_features,
     unknown_probability,
 )
+from rarvision.calibration.record import FitStatus, RankerFit
 
 __all__ = [
     "Calibration",
     "Evidence",
+    "FitStatus",
     "GateCurve",
     "GateModel",
     "MixFit",
+    "RankerFit",
     "RankerWeight",
     "check_weight",
     "fit_gate",

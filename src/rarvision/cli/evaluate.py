@@ -32,6 +32,10 @@ def evaluate(
     path: PathOptions,
     output: options.OutputOption = None,
     resume: options.ResumeOption = True,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw wrong answers against answers given (.png or .svg)."),
+    ] = None,
     csv: options.CsvOption = None,
     quiet: options.QuietOption = False,
     json: options.JsonOption = False,
@@ -49,12 +53,15 @@ def evaluate(
 
     \b
     --json prints one object: n, failures, top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
-      calibration_error, statuses, fallback_rate, repaired_rate, retrieval_ms, ranking_ms, version, dataset, encoder,
-      ranker, configuration
+      calibration_error, brier, auroc_right, call_rate, rejected, foreign, unknown_auroc, unknown_fpr95, top1_accepted,
+      statuses, fallback_rate, repaired_rate, retrieval_ms, ranking_ms, version, dataset, encoder,
+      ranker, risk_coverage (shares answered, shares wrong), configuration
     Units: accuracies, recalls and rates (top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
-      fallback_rate, repaired_rate) and calibration_error are shares from 0 to 1; n, failures and statuses count images;
+      fallback_rate, repaired_rate, call_rate, unknown_fpr95, top1_accepted), calibration_error, brier and the AUROCs
+      lie between 0 and 1; n, failures, rejected, foreign and statuses count images;
       retrieval_ms and ranking_ms are milliseconds an image
-    --csv writes the same as a row, without the configuration: topk_1, statuses_ranked, top1_interval_low, …
+    --csv writes the same as a row, without configuration and risk_coverage: topk_1, statuses_ranked,
+      top1_interval_low, …
     """
     from rarvision.datasets import NameList, open_dataset
     from rarvision.evaluate import evaluate as measure
@@ -65,6 +72,10 @@ def evaluate(
         raise DatasetError(f"{dataset}: holds names only; evaluation needs images with labels")
     with models.open_recognizer(path) as recognizer, progress("Evaluating", total=len(opened), quiet=quiet) as bar:
         report = measure(recognizer, opened, out=output, resume=resume, progress=lambda done, _total: bar.to(done))
+    if plot:
+        from rarvision.plots import plot_risk_coverage
+
+        plot_risk_coverage({report.ranker or "retrieval": report.risk_coverage}, plot)
     if csv:
         write_rows(csv, [_row(report)])
     if json:
@@ -77,5 +88,5 @@ def evaluate(
 
 def _row(report: Report) -> dict[str, Any]:
     """The report's figures; the settings stand in the JSON."""
-    row = {key: value for key, value in report.to_dict().items() if key != "configuration"}
+    row = {key: value for key, value in report.to_dict().items() if key not in ("configuration", "risk_coverage")}
     return row | {"top1_interval": dict(zip(("low", "high"), row["top1_interval"], strict=True))}

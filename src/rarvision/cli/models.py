@@ -246,6 +246,9 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
             batch_size=path.batch_size,
             ranker_weight=weight,
             calibration=fitted,
+            fit="kept" if path.fit else None,
+            gate=_switch("--gate", path.gate),
+            reject=_switch("--unknown", path.unknown),
         )
 
 
@@ -254,6 +257,7 @@ _FOR_A_RANKER = (
     "constrained",
     "prompt",
     "ranker_weight",
+    "gate",
     "allow_fallback",
     "quantization",
     "ranker_model",
@@ -274,13 +278,27 @@ def _check_ranker_is_named(path: PathOptions) -> None:
         )
 
 
-def _weight(text: str) -> float | Literal["replace"]:
+def _weight(text: str) -> float | Literal["replace"] | None:
+    if text == "auto":
+        return None
     if text == "replace":
         return "replace"
     try:
         return float(text)
     except ValueError:
-        raise OptionError(f"--ranker-weight must be a number or replace, got {text!r}") from None
+        raise OptionError(f"--ranker-weight must be auto, a number or replace, got {text!r}") from None
+
+
+def _switch(option: str, text: str) -> bool | float:
+    if text in ("off", "auto"):
+        return text == "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        raise OptionError(f"{option} must be off, auto, or a number above 0 and at most 1, got {text!r}") from None
+    if not 0.0 < value <= 1.0:
+        raise OptionError(f"{option} must be off, auto, or a number above 0 and at most 1, got {text}")
+    return value
 
 
 def _text_weight(text: str) -> float | Literal["auto"]:

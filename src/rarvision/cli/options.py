@@ -19,6 +19,8 @@ __all__ = [
     "CsvOption",
     "DeviceOption",
     "EncoderOption",
+    "FitOption",
+    "GateOption",
     "Hubness",
     "HubnessOption",
     "JsonOption",
@@ -46,6 +48,7 @@ __all__ = [
     "StrategyOption",
     "TextWeightOption",
     "TimeoutOption",
+    "UnknownOption",
     "Views",
     "ViewsOption",
 ]
@@ -204,9 +207,31 @@ RankerWeightOption = Annotated[
     str,
     typer.Option(
         "--ranker-weight",
-        metavar="W|replace",
-        help="Weight of the ranker's log-scores beside retrieval's prior; 0 ignores the ranker, replace ignores the "
-        "prior, as the paper does.",
+        metavar="auto|W|replace",
+        help="Weight of the ranker's log-scores beside retrieval's prior: auto as fitted (`rarvision fit`), else 1; 0 "
+        "ignores the ranker, replace ignores the prior, as the paper does.",
+    ),
+]
+FitOption = Annotated[
+    bool,
+    typer.Option("--fit/--no-fit", help="Use what `rarvision fit` kept with the memory for this ranker, if it did."),
+]
+GateOption = Annotated[
+    str,
+    typer.Option(
+        "--gate",
+        metavar="off|auto|SHARE",
+        help="Do not ask the ranker where retrieval is sure enough: auto as fitted, a number to keep this share of the "
+        "ranker's gain, such as 0.98. Needs `rarvision fit`.",
+    ),
+]
+UnknownOption = Annotated[
+    str,
+    typer.Option(
+        "--unknown",
+        metavar="off|auto|P",
+        help='Answer "unknown" where the true category is probably not among the candidates: auto from the fitted '
+        "threshold on, a number from this probability on.",
     ),
 ]
 RetrievalSourceOption = Annotated[

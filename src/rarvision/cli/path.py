@@ -24,7 +24,10 @@ class PathOptions:
     strategy: options.StrategyOption = options.Strategy.AUTO
     constrained: options.ConstrainedOption = False
     prompt: options.PromptOption = None
-    ranker_weight: options.RankerWeightOption = "1"
+    ranker_weight: options.RankerWeightOption = "auto"
+    gate: options.GateOption = "off"
+    unknown: options.UnknownOption = "off"
+    fit: options.FitOption = True
     calibration: options.CalibrationOption = None
     retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED
     aggregate: options.AggregateOption = options.Aggregate.BLEND

@@ -55,10 +55,12 @@ def recognize(
 
     \b
     --json prints one object a line:
-      source, label, probability, unknown_probability, candidates [category, similarity, probability],
+      source, label, probability, unknown_probability, unknown, fit, candidates [category, similarity, probability],
       ranking {strategy, status, reason, raw, unanswered}, retrieval_ms, ranking_ms      or: source, error
-    ranking.status is ranked, repaired or fallback; unanswered is true where it fell back because no answer came, and
-    false where one came that could not be read; all are null where no ranker was asked
+    unknown is true where the answer is "unknown" (--unknown); label is then the least unlikely candidate. fit says what
+    the probabilities rest on: fitted, partial, stale (the memory has changed since), unfitted, given (--calibration)
+    ranking.status is ranked, repaired, fallback or skipped (--gate); unanswered is true where it fell back because no
+    answer came, and false where one came that could not be read; all are null where there is no ranker
     Probabilities are shares from 0 to 1, similarity is a cosine or a fusion of cosines, times are milliseconds
     """
     models.set_max_pixels(path.max_pixels)
@@ -142,6 +144,8 @@ def record_of(outcome: Prediction | RecognitionFailure) -> dict[str, Any]:
         "label": outcome.label,
         "probability": _rounded(outcome.probability),
         "unknown_probability": _rounded(outcome.unknown_probability),
+        "unknown": outcome.unknown,
+        "fit": outcome.fit,
         "candidates": [
             {
                 "category": candidate.category,
@@ -168,13 +172,13 @@ def _rounded(value: float) -> float:
 
 def _columns(k: int) -> list[str]:
     each = [f"{field}_{number}" for number in range(1, k + 1) for field in ("candidate", "similarity", "probability")]
-    return ["source", "label", "probability", "unknown_probability", "status", "reason", "error", *each]
+    return ["source", "label", "probability", "unknown_probability", "unknown", "status", "reason", "error", *each]
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     if "error" in record:
         return {"source": record["source"], "error": record["error"]}
-    row = {key: record[key] for key in ("source", "label", "probability", "unknown_probability")}
+    row = {key: record[key] for key in ("source", "label", "probability", "unknown_probability", "unknown")}
     row |= {key: record["ranking"][key] for key in ("status", "reason")}
     for number, candidate in enumerate(record["candidates"], start=1):
         row[f"candidate_{number}"] = candidate["category"]
@@ -194,12 +198,19 @@ def _show(record: Mapping[str, Any], *, alone: bool) -> None:
     note = "" if status in (None, "ranked") else f"  ({status}: {record['ranking']['reason']})"
     if alone:
         rows = [(c["category"], _percent(c["probability"]), f"{c['similarity']:.3f}") for c in record["candidates"]]
-        rows.append(("none of these", _percent(record["unknown_probability"]), ""))
+        none = (UNKNOWN if record["unknown"] else "none of these", _percent(record["unknown_probability"]), "")
+        rows.insert(0 if record["unknown"] else len(rows), none)
         print_table(("category", "probability", "similarity"), rows, title=record["source"] + note)
         return
     others = ", ".join(f"{c['category']} {_percent(c['probability'])}" for c in record["candidates"][1:3])
     line = f"{record['source']}: {record['label']} {_percent(record['probability'])}"
+    if record["unknown"]:
+        line = f"{record['source']}: unknown {_percent(record['unknown_probability'])}"
+        others = ", ".join(f"{c['category']} {_percent(c['probability'])}" for c in record["candidates"][:2])
     show(printable(line + (f"   ({others})" if others else "") + note))
+
+
+UNKNOWN = "unknown"
 
 
 def _percent(value: float | None) -> str:

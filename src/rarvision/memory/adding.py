@@ -17,9 +17,9 @@ from rarvision.encoders import Encoder, Prepared
 from rarvision.errors import ImageError, InputError
 from rarvision.images import Picture, load_image, thumbnail
 from rarvision.memory.records import AddReport, NewEntry
-from rarvision.types import Box, Modality, Sample
+from rarvision.types import Box, Modality, Sample, box_suffix
 
-__all__ = ["Adding", "Decode", "batches", "box_of", "check_category", "hash_sample", "new_text"]
+__all__ = ["Adding", "Decode", "batches", "box_of", "check_category", "hash_sample", "new_text", "open_entry"]
 
 
 _BOX = "box_xyxy"  # key of an entry's metadata: the part of its image that it is, where it is not all of it
@@ -171,6 +171,19 @@ def box_of(metadata: Mapping[str, Any]) -> Box | None:
         return None
     left, upper, right, lower = map(float, box)
     return left, upper, right, lower
+
+
+def open_entry(entry: NewEntry) -> Image.Image | None:
+    """An image entry's picture, from its source; None where that is no file, or no longer the one that was added."""
+    box = box_of(entry.metadata)
+    path = Path(entry.source.removesuffix(box_suffix(box)))
+    try:
+        if _content_hash(path, box) != entry.content:
+            return None
+        image = load_image(path)
+        return image if box is None else Picture.of(image).cropped(box).whole()
+    except ImageError:
+        return None
 
 
 class Decode:

@@ -155,6 +155,14 @@ class Memory(abc.ABC):
         """Searches and listings inside see one state, whatever others write meanwhile, where the store can do that."""
 
     @abc.abstractmethod
+    def notes(self) -> dict[str, str]:
+        """Small texts that are kept with the memory, by name, such as what was fitted on it."""
+
+    @abc.abstractmethod
+    def set_note(self, name: str, text: str | None) -> None:
+        """Keep a text under a name, in place of what was there; None removes it."""
+
+    @abc.abstractmethod
     def info(self) -> MemoryInfo:
         """What it is and holds."""
 

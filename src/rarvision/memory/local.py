@@ -29,6 +29,7 @@ __all__ = ["LocalMemory"]
 
 _INDEX_FROM = 1_000  # rows that an index which somebody chose is built for
 _MODALITIES: tuple[Modality, ...] = ("image", "text")
+_NOTE = "note:"  # before a note's name in the table of settings
 
 
 @final
@@ -340,6 +341,18 @@ class LocalMemory(Memory):
         """Make one category of several; returns how many entries changed their category."""
         with self._store.writing():
             return self._writer.merge(names, into)
+
+    def notes(self) -> dict[str, str]:
+        """Small texts that are kept with the memory, by name."""
+        return {key.removeprefix(_NOTE): value for key, value in self._store.meta().items() if key.startswith(_NOTE)}
+
+    def set_note(self, name: str, text: str | None) -> None:
+        """Keep a text under a name, in place of what was there; None removes it."""
+        with self._store.writing(), self._store.transaction() as database:
+            if text is None:
+                database.execute("DELETE FROM meta WHERE key = ?", (_NOTE + name,))
+            else:
+                database.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (_NOTE + name, text))
 
     # Upkeep -----------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from rarvision.memory.sql import to_json
 from rarvision.types import Entry, Modality
 
 __all__ = ["MilvusMemory"]
+_NOTES = "notes"
 
 
 @final
@@ -448,6 +449,18 @@ class MilvusMemory(Memory):
         check_category(into)
         with self._writing():
             return self._store.merge(names, into)
+
+    def notes(self) -> dict[str, str]:
+        """Small texts that are kept with the memory, by name."""
+        found: dict[str, str] = json.loads(self._store.settings.get([_NOTES]).get(_NOTES) or b"{}")
+        return found
+
+    def set_note(self, name: str, text: str | None) -> None:
+        """Keep a text under a name, in place of what was there; None removes it."""
+        with self._writing():
+            others = {key: value for key, value in self.notes().items() if key != name}
+            kept = others if text is None else {**others, name: text}
+            self._store.settings.put({_NOTES: json.dumps(kept).encode()})
 
     # Searching --------------------------------------------------------------------------------------------------
 

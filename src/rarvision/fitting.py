@@ -1,0 +1,364 @@
+"""Fit the mix, the gate and "unknown" of a recogniser on its own memory, by leaving images out: no test labels."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from rarvision.calibration import (
+    Calibration,
+    Evidence,
+    MixFit,
+    RankerFit,
+    fit_gate,
+    fit_mix,
+    fit_unknown,
+    mixed_log_probs,
+    unknown_probability,
+)
+from rarvision.errors import ImageError, InputError, MemoryEmptyError, OptionError
+from rarvision.images import load_image
+from rarvision.judging import fit_key, keep_fit, merged, ranked_places
+from rarvision.memory.adding import open_entry
+from rarvision.memory.base import Memory
+from rarvision.metrics import area_under_roc, brier_score, expected_calibration_error
+from rarvision.pipeline import Recognizer
+from rarvision.types import Candidate, Entry, Ranking
+
+__all__ = ["fit_recognizer"]
+
+_FOLDS = 5
+_AT_ONCE = 32
+
+Kind = Literal["known", "foreign", "placed"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One image that is left out, and what it would be asked about."""
+
+    entry: int
+    kind: Kind
+    candidates: tuple[Candidate, ...]
+    truth: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind} {self.entry}"
+
+
+def fit_recognizer(
+    recognizer: Recognizer,
+    *,
+    images: int = 400,
+    foreign_share: float = 0.1,
+    accepted: float = 0.95,
+    target: float = 0.99,
+    seed: int = 0,
+    keep: bool = True,
+    out: Path | str | None = None,
+    open_image: Callable[[Entry], Image.Image] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RankerFit:
+    """Ask retrieval and the ranker about the memory's own images, each left out, and fit what is made of the answers.
+
+    Asked are up to ``images`` images of categories that hold several (what leaving one out takes from its category is
+    made up for), and half as many whose whole category is left out, as if the memory did not know it. Where all
+    categories hold a single image, the true category is put among the candidates at a random place, which tells how far
+    the ranker is to be trusted, but nothing of retrieval: the status is then ``partial``. A memory of names alone
+    cannot be fitted on, and gives the shipped parameters: ``unfitted``.
+
+    Args:
+        recognizer: Its retriever must propose distinct categories; a gate of its own does not matter here.
+        images: At most so many known images; the ranker is asked once and a half as many questions.
+        foreign_share: Share of images of unknown categories that is expected in use, 0 to 1.
+        accepted: Share of the images of known categories that is not to be called unknown.
+        target: Share of the ranker's gain that the gate keeps.
+        seed: Of the choice of images.
+        keep: Whether to keep the fit with the memory, where a recogniser with the same retriever and ranker finds it.
+        out: A file for the ranker's answers, one a line, written as they come: the same call goes on with them.
+        open_image: Gives an entry's image; by default its source, where that is still the same file, else its
+            thumbnail.
+        progress: Called with the number of questions answered, and of all.
+
+    Returns:
+        The fit.
+
+    Raises:
+        OptionError: An option out of range.
+        MemoryEmptyError: The memory holds nothing.
+        ImageError: Not one of the images can be had.
+        InputError: ``out`` holds the answers of another ranker, retriever or memory.
+        ChatError: The MLLM cannot answer.
+    """
+    if images < 1:
+        raise OptionError(f"images must be at least 1, got {images}")
+    memory = recognizer.memory
+    if not memory.count():
+        raise MemoryEmptyError("the memory is empty; add images and names before fitting on it")
+    settings = {name: recognizer.settings[name] for name in ("retriever", "ranker", "views")}
+    questions = _questions(recognizer, images, seed)
+    answers = _Answers(out, {**settings, "memory_content": memory.content_hash})
+    with answers:
+        found = list(_asked(recognizer, questions, answers, open_image or _Opener(memory), progress))
+    evidence = [_evidence(question, ranking) for question, ranking in found]
+    if questions and not evidence:
+        raise ImageError(
+            f"none of {len(questions)} images of the memory can be had: their sources are gone, and there are no "
+            "thumbnails. Bring the images back, or give open_image="
+        )
+    fit = RankerFit(
+        **_fit(evidence, foreign_share=foreign_share, accepted=accepted, target=target),
+        key=fit_key(settings),
+        memory_content=memory.content_hash,
+        settings=settings,
+        version=version("rarvision"),
+    )
+    if keep:
+        keep_fit(memory, fit)
+    return fit
+
+
+# Questions ------------------------------------------------------------------------------------------------------------
+
+
+def _questions(recognizer: Recognizer, images: int, seed: int) -> list[_Question]:
+    """Which images are left out, and their candidates."""
+    memory, retriever = recognizer.memory, recognizer.retriever
+    ids, codes = memory.table("image")
+    if not len(ids):
+        return []
+    names = memory.category_names()
+    _, category, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    rng = np.random.default_rng(seed)
+    several = rng.permutation(np.flatnonzero(counts[category] > 1))
+    singles = rng.permutation(np.flatnonzero(counts[category] == 1))
+    known, placed = several[:images], singles[: images if not len(several) else 0]
+    foreign = rng.permutation(several if len(several) else singles)[: max(1, images // 2)]
+    found: list[_Question] = []
+    for kind, rows in (("known", known), ("foreign", foreign), ("placed", placed)):
+        if not len(rows):
+            continue
+        proposed = retriever.retrieve_left_out(ids[rows], foreign=kind != "known")
+        for row, candidates in zip(rows.tolist(), proposed, strict=True):
+            truth = names[int(codes[row])]
+            if kind == "placed":
+                candidates = _placed(candidates, truth, retriever.k, rng)  # noqa: PLW2901 - with the truth among them
+            if len(candidates) > 1:
+                found.append(
+                    _Question(entry=int(ids[row]), kind=kind, candidates=tuple(candidates), truth=truth)  # type: ignore[arg-type]
+                )
+    return found
+
+
+def _placed(candidates: Sequence[Candidate], truth: str, k: int, rng: np.random.Generator) -> list[Candidate]:
+    """The true category at a random place, in the company of the best others."""
+    others = list(candidates[: k - 1])
+    place = int(rng.integers(0, len(others) + 1))
+    beside = others[min(place, len(others) - 1)].similarity if others else 0.0
+    return [*others[:place], Candidate(category=truth, similarity=beside), *others[place:]]
+
+
+class _Opener:
+    """The image of an entry: its source where that is unchanged, else its thumbnail."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def __call__(self, entry: Entry) -> Image.Image:
+        (record,) = self._memory.records([entry.id])
+        image = open_entry(record)
+        if image is not None:
+            return image
+        jpeg = self._memory.thumbnail(entry.id)
+        if jpeg is None:
+            raise ImageError(f"{entry.source}: the image is gone or has changed, and there is no thumbnail")
+        return load_image(Image.open(io.BytesIO(jpeg)))
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def _asked(
+    recognizer: Recognizer,
+    questions: Sequence[_Question],
+    answers: _Answers,
+    open_image: Callable[[Entry], Image.Image],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[_Question, Ranking | None]]:
+    """Each question with the ranker's answer; images that cannot be had are left out."""
+    done = 0
+    for start in range(0, len(questions), _AT_ONCE):
+        part = questions[start : start + _AT_ONCE]
+        new = [q for q in part if q.key not in answers.known] if recognizer.ranker is not None else []
+        entries = {entry.id: entry for entry in recognizer.memory.entries(ids=[q.entry for q in new])}
+        shown: list[tuple[_Question, Image.Image]] = []
+        for question in new:
+            try:
+                shown.append((question, open_image(entries[question.entry])))
+            except ImageError:
+                answers.missing.add(question.key)
+        if shown and recognizer.ranker is not None:
+            rankings = recognizer.ranker.rank_batch(
+                [image for _, image in shown], [[c.category for c in q.candidates] for q, _ in shown]
+            )
+            for (question, _), ranking in zip(shown, rankings, strict=True):
+                answers.add(question.key, ranking)
+        for question in part:
+            if question.key not in answers.missing:
+                yield question, answers.known.get(question.key)
+        done += len(part)
+        if progress is not None:
+            progress(done, len(questions))
+
+
+class _Answers:
+    """The ranker's answers by question, on disk where a file is given."""
+
+    def __init__(self, path: Path | str | None, settings: Mapping[str, Any]) -> None:
+        self._path = None if path is None else Path(path)
+        self._settings = json.loads(json.dumps(dict(settings)))
+        self._file: IO[str] | None = None
+        self.known: dict[str, Ranking] = {}
+        self.missing: set[str] = set()
+
+    def __enter__(self) -> None:
+        if self._path is None:
+            return
+        lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.exists() else []
+        whole = lines[:-1]  # the last one is empty, or was cut off
+        try:
+            if whole and json.loads(whole[0])["settings"] != self._settings:
+                raise InputError(
+                    f"{self._path}: holds the answers for another ranker, retriever or memory; give another file, or "
+                    "delete it"
+                )
+            for line in whole[1:]:
+                values = json.loads(line)
+                key = values.pop("question")
+                self.known[key] = _ranking(values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self._path}: not the answers of a fit ({error}); give another file") from error
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("w", encoding="utf-8")
+        head = whole or [json.dumps({"settings": self._settings})]
+        self._file.write("\n".join(head) + "\n")
+        self._file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, key: str, ranking: Ranking) -> None:
+        """Keep an answer."""
+        self.known[key] = ranking
+        if self._file is not None:
+            values = {
+                "question": key,
+                "order": ranking.order,
+                "log_scores": None if ranking.log_scores is None else [_finite(v) for v in ranking.log_scores],
+                "status": ranking.status,
+                "reason": ranking.reason,
+                "strategy": ranking.strategy,
+            }
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _ranking(values: Mapping[str, Any]) -> Ranking:
+    scores = values["log_scores"]
+    if scores is not None:
+        scores = tuple(-np.inf if value is None else float(value) for value in scores)
+    return Ranking(**{**values, "order": tuple(values["order"]), "log_scores": scores})
+
+
+def _evidence(question: _Question, ranking: Ranking | None) -> Evidence:
+    distinct, firsts = merged(question.candidates)
+    order, scores = ranked_places(ranking, firsts)
+    names = [candidate.category for candidate in distinct]
+    return Evidence(
+        similarities=tuple(candidate.similarity for candidate in distinct),
+        order=order,
+        log_scores=scores,
+        truth=names.index(question.truth) if question.truth in names else None,
+        foreign=question.kind == "foreign",
+        placed=question.kind == "placed",
+    )
+
+
+# Fitting --------------------------------------------------------------------------------------------------------------
+
+
+def _fit(evidence: Sequence[Evidence], *, foreign_share: float, accepted: float, target: float) -> dict[str, Any]:
+    mix = fit_mix(evidence, Calibration())
+    mixed, alone = _applied(evidence, mix, foreign_share, accepted)
+    gate, curve, reason = fit_gate(evidence, mixed, alone, target=target)
+    return {
+        "mix": mix,
+        "mixed": mixed,
+        "alone": alone,
+        "gate": gate,
+        "curve": curve,
+        "gate_reason": reason,
+        "measures": _measures(evidence, foreign_share, accepted),
+    }
+
+
+def _applied(
+    evidence: Sequence[Evidence], mix: MixFit, foreign_share: float, accepted: float
+) -> tuple[Calibration, Calibration]:
+    mixed, alone = mix.applied(Calibration())
+    options = {"foreign_share": foreign_share, "accepted": accepted}
+    asked = [e for e in evidence if e.order is not None]
+    return (
+        fit_unknown(asked, mixed, use_ranker=True, **options)[0] if asked else mixed,
+        fit_unknown(evidence, alone, use_ranker=False, **options)[0],
+    )
+
+
+def _measures(evidence: Sequence[Evidence], foreign_share: float, accepted: float) -> dict[str, float]:
+    """What the fit is worth on images that it was not fitted on, beside the shipped parameters."""
+    usable = [e for e in evidence if not e.placed]
+    if sum(not e.foreign for e in usable) < 2 * _FOLDS:
+        return {}
+    fitted: list[tuple[Calibration, Calibration]] = []
+    for fold in range(_FOLDS):
+        rest = [e for i, e in enumerate(usable) if i % _FOLDS != fold]
+        fitted.append(_applied(rest, fit_mix(rest, Calibration(), cross_fit=False), foreign_share, accepted))
+    rows: dict[str, list[tuple[float, float, bool]]] = {"": [], "default_": [], "alone_": []}
+    for i, each in enumerate(usable):
+        mixed, alone = fitted[i % _FOLDS]
+        rows[""].append(_judged(each, mixed if each.order is not None else alone, each.order))
+        rows["default_"].append(_judged(each, Calibration(), each.order))
+        rows["alone_"].append(_judged(each, alone, None))
+    foreign = np.array([e.foreign for e in usable])
+    found: dict[str, float] = {}
+    for name, judged in rows.items():
+        stated, unknown, right = (np.array(column) for column in zip(*judged, strict=True))
+        known = ~foreign
+        found[f"{name}accuracy"] = float(right[known].mean())
+        found[f"{name}calibration_error"] = expected_calibration_error(stated[known], right[known])
+        found[f"{name}brier"] = brier_score(stated[known], right[known])
+        found[f"{name}auroc_right"] = area_under_roc(stated[known], right[known])
+        found[f"{name}auroc_foreign"] = area_under_roc(unknown, foreign)
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _judged(evidence: Evidence, calibration: Calibration, order: tuple[int, ...] | None) -> tuple[float, float, bool]:
+    """Stated probability of the first, of none, and whether the first is right."""
+    log_probs = mixed_log_probs(evidence.similarities, order, evidence.log_scores, calibration)
+    unknown = unknown_probability(evidence.similarities, calibration, log_probs)
+    best = int(log_probs.argmax())
+    return float(np.exp(log_probs[best])) * (1.0 - unknown), unknown, best == evidence.truth

@@ -1,0 +1,243 @@
+"""From candidates and a ranking to a prediction, with the parameters that were fitted for this memory, if any."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+from jaxtyping import Float
+
+from rarvision.calibration import (
+    Calibration,
+    FitStatus,
+    GateModel,
+    RankerFit,
+    RankerWeight,
+    check_weight,
+    mixed_log_probs,
+    unknown_probability,
+)
+from rarvision.errors import OptionError
+from rarvision.memory.base import Memory
+from rarvision.types import Candidate, Prediction, Ranking
+
+__all__ = ["Judge", "fit_key", "keep_fit", "kept_fit", "merged", "ranked_places"]
+
+_FIT_NOTE = "fit:"
+_KEY_DIGITS = 16
+
+
+def fit_key(settings: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits of what a fit is valid for: the retriever's, the ranker's settings and the views."""
+    text = json.dumps({name: settings[name] for name in ("retriever", "ranker", "views")}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+
+
+def kept_fit(memory: Memory, key: str) -> RankerFit | None:
+    """The fit that a memory keeps under a key; None without one; `InputError` where it cannot be read."""
+    text = memory.notes().get(_FIT_NOTE + key)
+    return None if text is None else RankerFit.from_dict(json.loads(text))
+
+
+def keep_fit(memory: Memory, fit: RankerFit) -> None:
+    """Keep a fit with its memory, in place of an older one of the same key."""
+    memory.set_note(_FIT_NOTE + fit.key, json.dumps(fit.to_dict()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """What is in force for one state of the memory."""
+
+    mixed: Calibration
+    alone: Calibration
+    gate: GateModel | None
+    status: FitStatus
+
+
+@final
+class Judge:
+    """Decides whether the ranker is asked, mixes what both say, and says how probable it is.
+
+    Args:
+        memory: Whose fit is taken.
+        settings: The recogniser's, see `fit_key`.
+        calibration: Parameters of the caller's own; None takes the fit's, or the shipped ones.
+        fit: ``kept``: the one that the memory keeps for these settings, if any; or one of the caller's; or None.
+        ranker_weight: In place of the weight that the parameters hold.
+        gate: None or False asks the ranker always; True as the fit says; a number from 0 to 1 so that this share of
+            the ranker's gain is kept.
+        reject: False never answers "unknown"; True from the fit's threshold on; a number from this probability on.
+
+    Raises:
+        OptionError: A value out of range, or one that needs a fit where there is none.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        settings: Mapping[str, Any],
+        *,
+        calibration: Calibration | None,
+        fit: RankerFit | Literal["kept"] | None,
+        ranker_weight: RankerWeight | None,
+        gate: bool | float | None,
+        reject: bool | float,
+    ) -> None:
+        self._memory = memory
+        self._key = fit_key(settings)
+        self._given = calibration
+        self._fit = fit
+        self._weight = None if ranker_weight is None else check_weight(ranker_weight)
+        self._gate = None if gate is False else gate
+        self._reject = reject
+        for name, value in (("gate", self._gate), ("reject", reject)):
+            if value is not None and not isinstance(value, bool) and not 0.0 < value <= 1.0:
+                raise OptionError(f"{name} must be True, False or a number above 0 and at most 1, got {value!r}")
+        if isinstance(fit, RankerFit) and fit.key != self._key:
+            raise OptionError(
+                f"this fit is for other settings ({fit.key}, these are {self._key}): fit again with the retriever and "
+                "the ranker in use"
+            )
+        self._state: tuple[int, _Parameters] | None = None
+        self._parameters()
+
+    @property
+    def status(self) -> FitStatus:
+        """What the probabilities rest on."""
+        return self._parameters().status
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate."""
+        return self._parameters().gate is not None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that changes a prediction, as JSON values."""
+        now = self._parameters()
+        return {
+            "ranker_weight": now.mixed.ranker_weight if self._weight is None else self._weight,
+            "calibration": asdict(now.mixed),
+            "calibration_alone": asdict(now.alone),
+            "gate": None if now.gate is None else now.gate.to_dict(),
+            "fit": now.status,
+        }
+
+    def _parameters(self) -> _Parameters:
+        revision = self._memory.revision
+        if self._state is None or self._state[0] != revision:
+            self._state = (revision, self._read())
+        return self._state[1]
+
+    def _read(self) -> _Parameters:
+        fit = kept_fit(self._memory, self._key) if self._fit == "kept" else self._fit
+        status: FitStatus = "unfitted" if fit is None else fit.status(self._memory.content_hash)
+        mixed, alone = (Calibration(), Calibration()) if fit is None else (fit.mixed, fit.alone)
+        if self._given is not None:
+            mixed, alone, status = self._given, self._given, "given"
+        if self._reject is True and (mixed.reject_above is None or alone.reject_above is None):
+            raise OptionError(
+                'reject=True takes the threshold of "unknown" that was fitted on the memory, and there is none: fit it '
+                "(`rarvision fit`, `fit_recognizer`), or give a probability from 0 to 1"
+            )
+        if self._reject is not True:
+            above = None if self._reject is False else float(self._reject)
+            mixed, alone = replace(mixed, reject_above=above), replace(alone, reject_above=above)
+        return _Parameters(mixed, alone, self._gate_of(fit), status)
+
+    def _gate_of(self, fit: RankerFit | None) -> GateModel | None:
+        if self._gate is None:
+            return None
+        if fit is None or fit.gate is None or fit.curve is None:
+            why = "nothing was fitted on this memory for this ranker" if fit is None else fit.gate_reason
+            raise OptionError(
+                f"a gate is fitted on the memory, and there is none: {why}. Fit it (`rarvision fit`, "
+                "`fit_recognizer`), or ask the ranker always"
+            )
+        if self._gate is True:
+            return fit.gate
+        place, _ = fit.curve.at(float(self._gate))
+        return replace(
+            fit.gate,
+            threshold=fit.curve.threshold[place],
+            target=float(self._gate),
+            call_rate=fit.curve.call_rate[place],
+        )
+
+    def skip(self, candidates: Sequence[Candidate], strategy: str) -> Ranking | None:
+        """The ranking that stands for an image that the ranker need not be asked about; None where it is to be."""
+        now = self._parameters()
+        if now.gate is None:
+            return None
+        similarities = [candidate.similarity for candidate in merged(candidates)[0]]
+        sure = now.gate.sureness(similarities, mixed_log_probs(similarities, None, None, now.alone))
+        if sure < now.gate.threshold:
+            return None
+        reason = f"retrieval is {sure:.1%} sure; the ranker is asked below {now.gate.threshold:.1%}"
+        return Ranking(order=tuple(range(len(candidates))), strategy=strategy, status="skipped", reason=reason)
+
+    def predict(
+        self,
+        source: str,
+        candidates: Sequence[Candidate],
+        ranking: Ranking | None,
+        *,
+        retrieval_ms: float,
+        ranking_ms: float,
+    ) -> Prediction:
+        """Mix, and say how probable each candidate and "none of these" is."""
+        now = self._parameters()
+        distinct, firsts = merged(candidates)
+        similarities = [candidate.similarity for candidate in distinct]
+        order, scores = ranked_places(ranking, firsts)
+        calibration = now.alone if order is None else now.mixed
+        log_probs = mixed_log_probs(similarities, order, scores, calibration, self._weight)
+        unknown = unknown_probability(similarities, calibration, log_probs)
+        probabilities: Float[np.ndarray, " n"] = np.exp(log_probs) * (1.0 - unknown)
+        best_first = np.argsort(-log_probs, kind="stable")
+        ordered = tuple(replace(distinct[i], probability=float(probabilities[i])) for i in best_first)
+        return Prediction(
+            source=source,
+            label=ordered[0].category,
+            probability=float(probabilities[best_first[0]]),
+            candidates=ordered,
+            unknown_probability=unknown,
+            retrieved=tuple(candidate.category for candidate in candidates),
+            ranking=ranking,
+            unknown=calibration.reject_above is not None and unknown >= calibration.reject_above,
+            fit=now.status,
+            retrieval_ms=retrieval_ms,
+            ranking_ms=ranking_ms,
+        )
+
+
+def ranked_places(
+    ranking: Ranking | None, firsts: Sequence[int]
+) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None]:
+    """Order and scores of the distinct candidates, which stand at these places; None where the ranker said nothing."""
+    if ranking is None or ranking.status in ("fallback", "skipped"):
+        return None, None
+    places = {first: i for i, first in enumerate(firsts)}
+    order = tuple(places[place] for place in ranking.order if place in places)
+    scores = ranking.log_scores
+    return order, None if scores is None else tuple(scores[first] for first in firsts)
+
+
+def merged(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[int]]:
+    """One candidate a category (the paper's mode repeats them), and the place where each first stands."""
+    groups: dict[str, list[int]] = {}
+    for place, candidate in enumerate(candidates):
+        groups.setdefault(candidate.category, []).append(place)
+    distinct = [
+        Candidate(
+            category=category,
+            similarity=max(candidates[place].similarity for place in places),
+            exemplars=tuple(dict.fromkeys(i for place in places for i in candidates[place].exemplars)),
+        )
+        for category, places in groups.items()
+    ]
+    return distinct, [places[0] for places in groups.values()]

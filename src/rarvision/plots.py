@@ -1,0 +1,85 @@
+"""Plots of what was measured; needs the extra ``plots`` (matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rarvision.errors import MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from rarvision.calibration import RankerFit
+
+__all__ = ["plot_gate", "plot_risk_coverage", "save_figure", "subplots"]
+
+
+def subplots(columns: int = 1, *, size: tuple[float, float] = (5.0, 3.6)) -> tuple[Any, list[Any]]:
+    """A figure and its axes, side by side; ``size`` in inches, of one of them.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise MissingExtraError("plots need matplotlib: pip install 'rarvision[plots]'") from error
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "rarvision"  # the same plot gives the same file
+    figure = Figure(figsize=(size[0] * columns, size[1]), layout="constrained")
+    found = figure.subplots(1, columns, squeeze=False)
+    return figure, list(found[0])
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as .png or .svg.
+
+    Raises:
+        OptionError: Another suffix.
+    """
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise OptionError(f"a plot is written as .png or .svg; got the name {str(path)!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+
+
+def plot_gate(fit: RankerFit, path: Path) -> None:
+    """Accuracy against the share of images for which the ranker is asked; the gate's place is marked.
+
+    Raises:
+        OptionError: There is no curve; the message says why.
+    """
+    if fit.curve is None:
+        raise OptionError(f"there is no curve to draw: {fit.gate_reason}")
+    figure, (axes,) = subplots()
+    rates, accuracies = ([100 * value for value in values] for values in (fit.curve.call_rate, fit.curve.accuracy))
+    axes.plot(rates, accuracies, label="least sure first")
+    axes.plot([0, 100], [accuracies[0], accuracies[-1]], ":", color="gray", label="at random")
+    if fit.gate is not None:
+        asked = 100 * fit.gate.call_rate
+        place = min(range(len(rates)), key=lambda i: abs(rates[i] - asked))
+        axes.plot(rates[place], accuracies[place], "o", color="tab:red", label=f"gate: {rates[place]:.0f} % of calls")
+    axes.set(xlabel="images for which the ranker is asked, %", ylabel="right, %", title="What asking the ranker brings")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def plot_risk_coverage(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, title: str = "Risk and coverage"
+) -> None:
+    """Share of wrong answers among those that are given, against the share that is given.
+
+    Args:
+        curves: By name: coverage and risk, 0 to 1 (see `rarvision.metrics.risk_coverage`).
+        path: Where to write it.
+        title: Above the plot.
+    """
+    figure, (axes,) = subplots()
+    for name, (coverage, risk) in curves.items():
+        axes.step([100 * c for c in coverage], [100 * r for r in risk], where="post", label=name)
+    axes.set(xlabel="images answered, surest first, %", ylabel="wrong among them, %", title=title, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
