@@ -26,7 +26,7 @@ from rarvision.calibration import (
 )
 from rarvision.errors import ImageError, InputError, MemoryEmptyError, OptionError
 from rarvision.images import load_image
-from rarvision.judging import fit_key, keep_fit, merged, ranked_places
+from rarvision.judging import fit_key, keep_fit, merged, parts_of, ranked_places
 from rarvision.memory.adding import open_entry
 from rarvision.memory.base import Memory
 from rarvision.metrics import area_under_roc, brier_score, expected_calibration_error
@@ -295,6 +295,7 @@ def _evidence(question: _Question, ranking: Ranking | None) -> Evidence:
         truth=names.index(question.truth) if question.truth in names else None,
         foreign=question.kind == "foreign",
         placed=question.kind == "placed",
+        parts=parts_of(distinct),
     )
 
 
@@ -359,6 +360,6 @@ def _measures(evidence: Sequence[Evidence], foreign_share: float, accepted: floa
 def _judged(evidence: Evidence, calibration: Calibration, order: tuple[int, ...] | None) -> tuple[float, float, bool]:
     """Stated probability of the first, of none, and whether the first is right."""
     log_probs = mixed_log_probs(evidence.similarities, order, evidence.log_scores, calibration)
-    unknown = unknown_probability(evidence.similarities, calibration, log_probs)
+    unknown = unknown_probability(evidence.similarities, calibration, log_probs, evidence.parts)
     best = int(log_probs.argmax())
     return float(np.exp(log_probs[best])) * (1.0 - unknown), unknown, best == evidence.truth

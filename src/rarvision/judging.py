@@ -15,6 +15,7 @@ from rarvision.calibration import (
     Calibration,
     FitStatus,
     GateModel,
+    Parts,
     RankerFit,
     RankerWeight,
     check_weight,
@@ -25,7 +26,7 @@ from rarvision.errors import OptionError
 from rarvision.memory.base import Memory
 from rarvision.types import Candidate, Prediction, Ranking
 
-__all__ = ["Judge", "fit_key", "keep_fit", "kept_fit", "merged", "ranked_places"]
+__all__ = ["Judge", "fit_key", "keep_fit", "kept_fit", "merged", "parts_of", "ranked_places"]
 
 _FIT_NOTE = "fit:"
 _KEY_DIGITS = 16
@@ -173,8 +174,10 @@ class Judge:
         now = self._parameters()
         if now.gate is None:
             return None
-        similarities = [candidate.similarity for candidate in merged(candidates)[0]]
-        sure = now.gate.sureness(similarities, mixed_log_probs(similarities, None, None, now.alone))
+        distinct = merged(candidates)[0]
+        similarities = [candidate.similarity for candidate in distinct]
+        prior = mixed_log_probs(similarities, None, None, now.alone)
+        sure = now.gate.sureness(similarities, prior, parts_of(distinct))
         if sure < now.gate.threshold:
             return None
         reason = f"retrieval is {sure:.1%} sure; the ranker is asked below {now.gate.threshold:.1%}"
@@ -196,7 +199,7 @@ class Judge:
         order, scores = ranked_places(ranking, firsts)
         calibration = now.alone if order is None else now.mixed
         log_probs = mixed_log_probs(similarities, order, scores, calibration, self._weight)
-        unknown = unknown_probability(similarities, calibration, log_probs)
+        unknown = unknown_probability(similarities, calibration, log_probs, parts_of(distinct))
         probabilities: Float[np.ndarray, " n"] = np.exp(log_probs) * (1.0 - unknown)
         best_first = np.argsort(-log_probs, kind="stable")
         ordered = tuple(replace(distinct[i], probability=float(probabilities[i])) for i in best_first)
@@ -227,17 +230,21 @@ def ranked_places(
     return order, None if scores is None else tuple(scores[first] for first in firsts)
 
 
+def parts_of(candidates: Sequence[Candidate]) -> Parts:
+    """Similarities by images alone, and by texts alone."""
+    return [c.image_similarity for c in candidates], [c.text_similarity for c in candidates]
+
+
 def merged(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[int]]:
     """One candidate a category (the paper's mode repeats them), and the place where each first stands."""
     groups: dict[str, list[int]] = {}
     for place, candidate in enumerate(candidates):
         groups.setdefault(candidate.category, []).append(place)
     distinct = [
-        Candidate(
-            category=category,
-            similarity=max(candidates[place].similarity for place in places),
+        replace(
+            max((candidates[place] for place in places), key=lambda candidate: candidate.similarity),
             exemplars=tuple(dict.fromkeys(i for place in places for i in candidates[place].exemplars)),
         )
-        for category, places in groups.items()
+        for places in groups.values()
     ]
     return distinct, [places[0] for places in groups.values()]

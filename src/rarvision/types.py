@@ -120,12 +120,16 @@ class Candidate:
         category: Its name.
         similarity: Retrieval's score after aggregation and fusion; cosine-like, higher is closer.
         exemplars: Ids of the memory's entries of this category that were found, closest first.
+        image_similarity: By the category's images alone; None where it has none, or they were not asked.
+        text_similarity: By its texts alone, on the scale of the images' where both are fused; None likewise.
         probability: After the pipeline: calibrated probability that this is the answer; None before.
     """
 
     category: str
     similarity: float
     exemplars: tuple[int, ...] = ()
+    image_similarity: float | None = None
+    text_similarity: float | None = None
     probability: float | None = None
 
     def __post_init__(self) -> None:

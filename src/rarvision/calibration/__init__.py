@@ -12,6 +12,7 @@ from rarvision.calibration.fitting import (
 )
 from rarvision.calibration.mixing import (
     Calibration,
+    Parts,
     RankerWeight,
     check_weight,
     log_softmax,
@@ -32,6 +33,7 @@ __all__ = [
     "GateCurve",
     "GateModel",
     "MixFit",
+    "Parts",
     "RankerFit",
     "RankerWeight",
     "check_weight",

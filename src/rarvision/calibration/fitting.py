@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rarvision.calibration.mixing import Calibration, mixed_log_probs, ranker_log_scores, unknown_features
+from rarvision.calibration.mixing import Calibration, Parts, mixed_log_probs, ranker_log_scores, unknown_features
 from rarvision.errors import OptionError
 
 __all__ = [
@@ -47,6 +47,7 @@ class Evidence:
         log_scores: Its scores, where it gave any.
         truth: Place of the true category among the candidates, None where it is not among them.
         foreign: Whether the true category was taken out of the memory on purpose.
+        parts: Similarities by images alone, and by texts alone.
         placed: Whether the true category was put among the candidates, since retrieval could not be asked for it: its
             similarity says nothing.
     """
@@ -57,6 +58,7 @@ class Evidence:
     truth: int | None
     foreign: bool = False
     placed: bool = False
+    parts: Parts = (None, None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,24 +258,27 @@ def fit_unknown(
         inside = fold_of != fold
         model = logistic_regression(rows[inside], missing[inside], weights[inside])
         held_out[~inside] = _logistic(model[0] + rows[~inside] @ model[1:])
-    intercept, similarity, margin, confidence = logistic_regression(rows, missing, weights).tolist()
-    own = _logistic(intercept + rows @ np.array([similarity, margin, confidence]))[~foreign]
+    intercept, *slopes = logistic_regression(rows, missing, weights).tolist()
+    own = _logistic(intercept + rows @ np.array(slopes))[~foreign]
+    similarity, margin, confidence, image_margin, text_margin = slopes
     fitted = replace(
         calibration,
         unknown_intercept=intercept,
         unknown_similarity=similarity,
         unknown_margin=margin,
         unknown_confidence=confidence,
+        unknown_image_margin=image_margin,
+        unknown_text_margin=text_margin,
         reject_above=float(np.quantile(own, accepted)) if foreign.any() else None,
         fitted=True,
     )
     return fitted, held_out
 
 
-def _features(evidence: Evidence, calibration: Calibration, *, use_ranker: bool) -> Float[np.ndarray, " 3"]:
+def _features(evidence: Evidence, calibration: Calibration, *, use_ranker: bool) -> Float[np.ndarray, " 5"]:
     order = evidence.order if use_ranker else None
     log_probs = mixed_log_probs(evidence.similarities, order, evidence.log_scores, calibration)
-    return unknown_features(evidence.similarities, log_probs)
+    return unknown_features(evidence.similarities, log_probs, evidence.parts)
 
 
 def logistic_regression(
@@ -322,6 +327,8 @@ class GateModel:
         similarity: Change by unit of the best candidate's similarity.
         margin: Change by unit of its margin over the second.
         confidence: Change by nat of the log-odds of the likeliest candidate among all, by retrieval alone.
+        image_margin: Change by unit of the first's margin over the others by the images alone.
+        text_margin: The same by the texts alone.
         threshold: Probability from which the ranker is not asked; above 1 asks always, 0 never.
         target: Share of the ranker's whole gain that was to be kept.
         call_rate: Share of the images that the threshold asks for, on what it was fitted on.
@@ -332,17 +339,22 @@ class GateModel:
     similarity: float
     margin: float
     confidence: float
+    image_margin: float
+    text_margin: float
     threshold: float
     target: float
     call_rate: float
     gain_kept: float
 
     def sureness(
-        self, similarities: Sequence[float] | Float[np.ndarray, " n"], log_probs: Float[np.ndarray, " n"]
+        self,
+        similarities: Sequence[float] | Float[np.ndarray, " n"],
+        log_probs: Float[np.ndarray, " n"],
+        parts: Parts = (None, None),
     ) -> float:
-        """Probability that retrieval's first is right, 0 to 1."""
-        slopes = np.array([self.similarity, self.margin, self.confidence])
-        value = self.intercept + float(unknown_features(similarities, log_probs) @ slopes)
+        """Probability that retrieval's first is right, 0 to 1; for the arguments see `unknown_features`."""
+        slopes = np.array([self.similarity, self.margin, self.confidence, self.image_margin, self.text_margin])
+        value = self.intercept + float(unknown_features(similarities, log_probs, parts) @ slopes)
         return float(_logistic(np.array([value]))[0])
 
     def to_dict(self) -> dict[str, float]:
@@ -408,7 +420,7 @@ def fit_gate(
     )
     if len(used) < 2 * _FOLDS or right.all() or not right.any():
         return None, None, f"{len(used)} images, of which retrieval knows {int(right.sum())}, are too few to tell"
-    rows = np.stack([unknown_features(e.similarities, p) for e, p in zip(used, before, strict=True)])
+    rows = np.stack([unknown_features(e.similarities, p, e.parts) for e, p in zip(used, before, strict=True)])
     sure = np.empty(len(used))
     fold_of = np.arange(len(used)) % _FOLDS
     for fold in range(_FOLDS):
@@ -420,13 +432,15 @@ def fit_gate(
     place, reason = curve.at(target)
     if reason is None and gained < _ENOUGH_ERRORS:
         return None, curve, f"the ranker corrects {gained} of {len(used)} images, too few to tell which"
-    intercept, similarity, margin, confidence = logistic_regression(rows, right).tolist()
+    intercept, similarity, margin, confidence, image_margin, text_margin = logistic_regression(rows, right).tolist()
     gain = curve.accuracy[-1] - curve.accuracy[0]
     gate = GateModel(
         intercept=intercept,
         similarity=similarity,
         margin=margin,
         confidence=confidence,
+        image_margin=image_margin,
+        text_margin=text_margin,
         threshold=curve.threshold[place],
         target=target,
         call_rate=curve.call_rate[place],

@@ -21,6 +21,7 @@ from rarvision.errors import OptionError
 
 __all__ = [
     "Calibration",
+    "Parts",
     "RankerWeight",
     "check_weight",
     "log_softmax",
@@ -54,6 +55,8 @@ class Calibration:
         unknown_similarity: Change of the log-odds by unit of the best candidate's similarity.
         unknown_margin: Change by unit of the best candidate's margin over the second.
         unknown_confidence: Change by nat of the log-odds that the mix gives its first candidate among all.
+        unknown_image_margin: Change by unit of the first's margin over the others by the images alone.
+        unknown_text_margin: The same by the texts alone.
         reject_above: From this probability of "not retrieved" on, the answer is "unknown"; None never says so.
         fitted: Whether the values were fitted on data; False for the defaults.
     """
@@ -66,6 +69,8 @@ class Calibration:
     unknown_similarity: float = -1.0
     unknown_margin: float = -10.0
     unknown_confidence: float = 0.0
+    unknown_image_margin: float = 0.0
+    unknown_text_margin: float = 0.0
     reject_above: float | None = None
     fitted: bool = False
 
@@ -182,26 +187,50 @@ def mixed_log_probs(
     return mix(prior, ranker, calibration.ranker_weight if weight is None else weight)
 
 
-def unknown_features(
-    similarities: Sequence[float] | Float[np.ndarray, " n"], log_probs: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, " 3"]:
-    """What "not retrieved" is judged by: the best similarity, its margin, and the log-odds of the likeliest candidate.
+Parts = tuple[Sequence[float | None] | None, Sequence[float | None] | None]
+"""Similarities of the candidates by images alone, and by texts alone; None where there are none."""
 
-    A lone candidate has no margin, and log-odds of 0. The log-odds are cut at 20 nats.
+
+def unknown_features(
+    similarities: Sequence[float] | Float[np.ndarray, " n"],
+    log_probs: Float[np.ndarray, " n"],
+    parts: Parts = (None, None),
+) -> Float[np.ndarray, " 5"]:
+    """What "not retrieved" and the gate judge by.
+
+    Args:
+        similarities: Of distinct candidates.
+        log_probs: What the mix, or retrieval alone, says of them.
+        parts: Similarities by images alone and by texts alone.
+
+    Returns:
+        The best similarity; its margin over the second; the log-odds of the likeliest candidate among all, cut at 20
+        nats; the margin over the others that retrieval's first has by images alone, and by texts alone (below 0 where
+        another is nearer; 0 where there is nothing to compare).
     """
-    ordered = np.sort(np.asarray(similarities, dtype=np.float64))[::-1]
-    if ordered.size < 2:
-        return np.array([ordered[0] if ordered.size else -1.0, 0.0, 0.0])
+    values = np.asarray(similarities, dtype=np.float64)
+    if values.size < 2:
+        return np.array([values[0] if values.size else -1.0, 0.0, 0.0, 0.0, 0.0])
+    first = int(values.argmax())
     rest = np.delete(log_probs, int(log_probs.argmax()))
     others = float(rest.max() + np.log(np.exp(rest - rest.max()).sum())) if np.isfinite(rest.max()) else -np.inf
     odds = min(float(log_probs.max()) - others, _MOST_ODDS)
-    return np.array([ordered[0], ordered[0] - ordered[1], odds])
+    margins = [_margin(part, first) for part in (list(values), *parts)]
+    return np.array([values[first], margins[0], odds, *margins[1:]])
+
+
+def _margin(values: Sequence[float | None] | None, first: int) -> float:
+    if values is None:
+        return 0.0
+    own, others = values[first], [v for i, v in enumerate(values) if i != first and v is not None]
+    return own - max(others) if own is not None and others else 0.0
 
 
 def unknown_probability(
     similarities: Sequence[float] | Float[np.ndarray, " n"],
     calibration: Calibration,
     log_probs: Float[np.ndarray, " n"] | None = None,
+    parts: Parts = (None, None),
 ) -> float:
     """Probability that the true category is none of the candidates; a lone candidate has no margin.
 
@@ -209,16 +238,19 @@ def unknown_probability(
         similarities: Retrieval's similarities of distinct categories, in any order.
         calibration: The parameters.
         log_probs: What the mix says of the candidates; by default retrieval's prior.
+        parts: See `unknown_features`.
     """
     if len(similarities) == 0:
         return 1.0
     if log_probs is None:
         log_probs = prior_log_scores(similarities, calibration.prior_temperature)
-    best, margin, odds = unknown_features(similarities, log_probs).tolist()
-    log_odds = (
-        calibration.unknown_intercept
-        + calibration.unknown_similarity * best
-        + calibration.unknown_margin * margin
-        + calibration.unknown_confidence * odds
+    slopes = (
+        calibration.unknown_similarity,
+        calibration.unknown_margin,
+        calibration.unknown_confidence,
+        calibration.unknown_image_margin,
+        calibration.unknown_text_margin,
     )
+    features = unknown_features(similarities, log_probs, parts).tolist()
+    log_odds = calibration.unknown_intercept + sum(s * f for s, f in zip(slopes, features, strict=True))
     return float(np.exp(-np.logaddexp(0.0, -log_odds)))

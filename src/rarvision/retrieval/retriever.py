@@ -207,25 +207,39 @@ class Retriever:
         held: _Held | None = None,
     ) -> list[list[Candidate]]:
         """Candidates of one block of queries."""
-        hits = None
+        hits = by_image = by_text = None
         if "image" in modalities:
-            hits, scores = self._image_scores(vectors, codes, held)
+            hits, by_image = self._image_scores(vectors, codes, held)
+            scores = by_image
             if "text" in modalities:
                 weight = self.fit_text_weight().weight if self.text_weight == "auto" else self.text_weight
-                scores = mixed(scores, self._mapped_texts(vectors, codes), weight)
+                by_text = self._mapped_texts(vectors, codes)
+                scores = mixed(by_image, by_text, weight)
         else:
-            scores = self._text_scores(vectors, codes)
+            scores = by_text = self._text_scores(vectors, codes)
         if held is not None and held.foreign:
             scores[np.arange(len(scores)), np.searchsorted(codes, held.own)] = -np.inf
         columns = top_k(scores, self.k)
         values = np.take_along_axis(scores, columns, axis=1)
+        parts = [
+            np.full(columns.shape, -np.inf) if part is None else np.take_along_axis(part, columns, axis=1)
+            for part in (by_image, by_text)
+        ]
         names = self.memory.category_names()
         chosen = codes[columns]
         exemplars = self._exemplars(hits, chosen, modalities)
         return [
             [
-                Candidate(category=names[code], similarity=value, exemplars=exemplars[row].get(code, ()))
-                for code, value in zip(chosen[row].tolist(), values[row].tolist(), strict=True)
+                Candidate(
+                    category=names[code],
+                    similarity=value,
+                    exemplars=exemplars[row].get(code, ()),
+                    image_similarity=image if image > -np.inf else None,
+                    text_similarity=text if text > -np.inf else None,
+                )
+                for code, value, image, text in zip(
+                    chosen[row].tolist(), values[row].tolist(), *(part[row].tolist() for part in parts), strict=True
+                )
                 if value > -np.inf
             ]
             for row in range(len(vectors))

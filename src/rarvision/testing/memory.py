@@ -118,6 +118,7 @@ def check_memory(make: Callable[[Encoder], Memory], reopen: Callable[[Memory], M
     ]
     _check_searches(memory, encoder)
     _check_bad_samples(memory)
+    _check_notes(memory)
     _check_removal(memory, encoder)
     with _raises(EncoderMismatchError):
         memory.bind(FakeEncoder(dim=24, seed=1))
@@ -169,6 +170,19 @@ def _check_searches(memory: Memory, encoder: Encoder) -> None:
         memory.vectors([10**9])
     with _raises(OptionError):
         memory.search(queries[:, :3], 1)
+
+
+def _check_notes(memory: Memory) -> None:
+    before = memory.notes()
+    content = memory.content_hash
+    memory.set_note("fit:1", '{"ü": "it\'s\\n"}')
+    memory.set_note("fit:2", "x" * 100_000)
+    memory.set_note("fit:1", '{"ü": 2}')
+    assert memory.notes() == {**before, "fit:1": '{"ü": 2}', "fit:2": "x" * 100_000}, "a note is replaced"
+    assert memory.content_hash == content, "notes are no content"
+    for name in ("fit:1", "fit:2", "never there"):
+        memory.set_note(name, None)
+    assert memory.notes() == before
 
 
 def _check_bad_samples(memory: Memory) -> None:
