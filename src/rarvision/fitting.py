@@ -59,7 +59,7 @@ def fit_recognizer(
     recognizer: Recognizer,
     *,
     images: int = 400,
-    foreign_share: float = 0.1,
+    foreign_share: float = 0.02,
     accepted: float = 0.95,
     target: float = 0.99,
     seed: int = 0,

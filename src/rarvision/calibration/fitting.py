@@ -221,7 +221,7 @@ def fit_unknown(
     calibration: Calibration,
     *,
     use_ranker: bool,
-    foreign_share: float = 0.1,
+    foreign_share: float = 0.02,
     accepted: float = 0.95,
 ) -> tuple[Calibration, Float[np.ndarray, " n"]]:
     """Fit "the true category is none of the candidates", and the probability from which to say "unknown".

@@ -27,7 +27,7 @@ def fit(
     foreign: Annotated[
         float,
         typer.Option("--foreign", metavar="SHARE", help="Share of images of unknown categories to expect in use."),
-    ] = 0.1,
+    ] = 0.02,
     accepted: Annotated[
         float,
         typer.Option("--accepted", metavar="SHARE", help="Share of the known images that is not to be called unknown."),
