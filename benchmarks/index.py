@@ -28,7 +28,7 @@ import numpy as np
 from clip_like import RAR_MEMORY, fit
 from jaxtyping import Float, Int
 
-from rarvision.index import ExactIndex, HNSWIndex, Index, IndexSpec, load_index
+from rarvision.index import ExactIndex, HNSWIndex, Index, IndexSpec, graph_spec, load_index
 from rarvision.index.tuning import efforts, recall_at
 
 AUTHORS = IndexSpec(kind="hnsw", parameters={"m": 64, "ef_construction": 40})
@@ -41,9 +41,7 @@ CANDIDATES = {
     "graph": IndexSpec(
         kind="rescored", parameters={"factory": "PCA128,HNSW32_SQ8", "store": "sq8", "ef_construction": 40}
     ),
-    "graph-fp16": IndexSpec(
-        kind="rescored", parameters={"factory": "PCA96,HNSW16_SQ8", "store": "fp16", "ef_construction": 40}
-    ),
+    "graph-fp16": graph_spec(512),
     "exact": IndexSpec(kind="exact"),
 }
 TARGETS = (0.95, 0.99, 0.999)

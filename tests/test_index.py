@@ -13,7 +13,18 @@ from hypothesis.extra import numpy as hnp
 
 from index_world import DIM, KINDS, ROWS, clustered, empty, grown
 from rarvision.errors import OptionError
-from rarvision.index import EXACT_UP_TO, ExactIndex, HNSWIndex, IndexSpec, choose_index, make_index, top_k, wrap_faiss
+from rarvision.index import (
+    EXACT_UP_TO,
+    LISTS_UP_TO,
+    ExactIndex,
+    HNSWIndex,
+    IndexSpec,
+    choose_index,
+    graph_spec,
+    make_index,
+    top_k,
+    wrap_faiss,
+)
 from rarvision.index.tuning import recall_at
 from rarvision.testing import check_index
 
@@ -162,8 +173,20 @@ def test_the_choice_by_size_says_why():
     above, reason = choose_index(EXACT_UP_TO + 1, 512)
     assert above.make(512).kind == above.kind != "exact"
     assert f"{EXACT_UP_TO + 1:,} rows" in reason
+    large, reason = choose_index(LISTS_UP_TO + 1, 512)
+    assert large == graph_spec(512)
+    assert f"above {LISTS_UP_TO:,}" in reason
     with pytest.raises(OptionError, match="at least 0 rows"):
         choose_index(-1, 512)
+
+
+@pytest.mark.parametrize("dim", [3, 8, 60, 120, 121, 512])
+def test_the_large_choice_suits_any_dimension(dim):
+    vectors = unit(3_000, dim)
+    index = graph_spec(dim).make(dim)
+    index.add(vectors)
+    found = index.search(vectors[:50], 1)[1]
+    assert (found[:, 0] == np.arange(50)).mean() > 0.95
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 7, 130])

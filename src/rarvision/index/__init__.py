@@ -16,11 +16,12 @@ from rarvision.index.files import read_seal
 from rarvision.index.foreign import FaissIndex, wrap_faiss
 from rarvision.index.hnsw import HNSWIndex
 from rarvision.index.rescored import RescoredIndex
-from rarvision.index.spec import EXACT_UP_TO, IndexKind, IndexSpec, choose_index, make_index
+from rarvision.index.spec import EXACT_UP_TO, LISTS_UP_TO, IndexKind, IndexSpec, choose_index, graph_spec, make_index
 from rarvision.index.tuning import Trial, Tuning, tune
 
 __all__ = [
     "EXACT_UP_TO",
+    "LISTS_UP_TO",
     "ExactIndex",
     "FaissIndex",
     "HNSWIndex",
@@ -32,6 +33,7 @@ __all__ = [
     "Tuning",
     "choose_index",
     "exact_search",
+    "graph_spec",
     "load_index",
     "make_index",
     "top_k",

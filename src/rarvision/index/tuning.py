@@ -15,7 +15,7 @@ from rarvision.errors import OptionError
 from rarvision.index.base import Index, positive
 from rarvision.index.blocks import exact_search
 from rarvision.index.engine import faiss_library
-from rarvision.index.spec import IndexSpec
+from rarvision.index.spec import IndexSpec, graph_spec
 
 __all__ = ["Trial", "Tuning", "candidates_for", "efforts", "recall_at", "tune"]
 
@@ -74,12 +74,10 @@ def candidates_for(rows: int, dim: int) -> tuple[IndexSpec, ...]:
     """The approximate indexes worth trying for so many rows; none up to 1,000."""
     if rows <= 1_000:
         return ()
-    reduced = f"PCA{dim // 4 // 2 * 2}," if dim >= 64 else ""
-    graph = IndexSpec(kind="rescored", parameters={"factory": f"{reduced}HNSW32_SQ8", "store": "sq8"})
     lists = IndexSpec(kind="rescored", parameters={"store": "sq8"})
     exacter = IndexSpec(kind="rescored", parameters={"store": "fp16"})
     full = (IndexSpec(kind="hnsw"),) if rows <= _GRAPH_UP_TO else ()
-    return (lists, exacter, graph, *full)
+    return (lists, exacter, graph_spec(dim), *full)
 
 
 def efforts(index: Index) -> list[dict[str, int]]:
