@@ -169,8 +169,8 @@ class LocalChat(Chat):
             OptionError: two options of a request begin with the same token; names them.
         """
         self._check_lengths(requests, options, "options")
-        tokens = [self._option_tokens(texts) for texts in options]
-        return self._score(requests, tokens, cached=False)
+        tokens = {texts: self._option_tokens(texts) for texts in dict.fromkeys(map(tuple, options))}
+        return self._score(requests, [tokens[tuple(texts)] for texts in options], cached=False)
 
     def continuation_log_probs(
         self, requests: Sequence[ChatRequest], continuations: Sequence[Sequence[str]]
