@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rarvision.audit import OrderAudit, audit_order
     from rarvision.calibration import Calibration
     from rarvision.chat import (
         Capabilities,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
         open_memory,
     )
     from rarvision.pipeline import RecognitionFailure, Recognizer
-    from rarvision.ranking import BaseRanker, Ranker
+    from rarvision.ranking import BaseRanker, OptionPrior, Ranker
     from rarvision.retrieval import Retriever, leave_one_out
     from rarvision.types import (
         Candidate,
@@ -90,6 +91,8 @@ __all__ = [
     "MilvusMemory",
     "NameList",
     "Neighbour",
+    "OptionPrior",
+    "OrderAudit",
     "Prediction",
     "Ranker",
     "Ranking",
@@ -100,6 +103,7 @@ __all__ = [
     "Retriever",
     "Sample",
     "TransformersEncoder",
+    "audit_order",
     "evaluate",
     "export_faiss",
     "export_parquet",
@@ -116,6 +120,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "OrderAudit": "audit",
+    "audit_order": "audit",
     "Calibration": "calibration",
     "Capabilities": "chat",
     "Chat": "chat",
@@ -157,6 +163,7 @@ _HOME = {
     "RecognitionFailure": "pipeline",
     "Recognizer": "pipeline",
     "BaseRanker": "ranking",
+    "OptionPrior": "ranking",
     "Ranker": "ranking",
     "Retriever": "retrieval",
     "leave_one_out": "retrieval",

@@ -24,6 +24,8 @@ class PathOptions:
     strategy: options.StrategyOption = options.Strategy.AUTO
     constrained: options.ConstrainedOption = False
     prompt: options.PromptOption = None
+    permutations: options.PermutationsOption = "1"
+    debias: options.DebiasOption = None
     ranker_weight: options.RankerWeightOption = "1"
     calibration: options.CalibrationOption = None
     retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED

@@ -99,7 +99,8 @@ class FakeChat(Chat):
             else:
                 names = [lines.get(letter, letter) for letter in letters]
                 values = [self._score(request, name) + self._bias(place) for place, name in enumerate(names)]
-            found.append(np.asarray(values) - np.logaddexp.reduce(values))
+            with np.errstate(invalid="ignore"):  # a script may say that a score is not a number
+                found.append(np.asarray(values) - np.logaddexp.reduce(values))
         return found
 
     def continuation_log_probs(
@@ -111,8 +112,8 @@ class FakeChat(Chat):
         for request, texts in zip(requests, continuations, strict=True):
             names = [text.strip("[]'\" ") for text in texts]
             scores = self._placed(request, names)
-            values = [min(0.0, scores[name]) for name in names]
-            found.append((np.array(values), tuple(max(1, len(text.split())) for text in texts)))
+            values = np.minimum(0.0, np.array([scores[name] for name in names], dtype=np.float64))
+            found.append((values, tuple(max(1, len(text.split())) for text in texts)))
         return found
 
     def count_tokens(self, request: ChatRequest) -> int:
@@ -158,7 +159,8 @@ class FakeChat(Chat):
         """Scores by name, with what their places in the prompt's list add."""
         text = _text(request)
         scores = {name: self._score(request, name) for name in names}
-        listed = sorted((name for name in scores if name in text), key=text.index)
+        quoted = {name: text.find(f"'{name}'") for name in scores}
+        listed = sorted((name for name, at in quoted.items() if at >= 0), key=quoted.__getitem__)
         return scores | {name: scores[name] + self._bias(place) for place, name in enumerate(listed)}
 
     def _bias(self, place: int) -> float:
