@@ -71,8 +71,8 @@ def test_the_retrieval_options_arrive(run, memory, photos, monkeypatch):
     real = models.open_recognizer
 
     @contextmanager
-    def spy(path):
-        with real(path) as recognizer:
+    def spy(path, **options):
+        with real(path, **options) as recognizer:
             seen.append(recognizer.settings)
             yield recognizer
 

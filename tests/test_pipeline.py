@@ -246,7 +246,7 @@ def test_a_server_that_is_down_is_not_asked_for_every_image(memory):
 def test_a_server_that_was_down_is_asked_one_question_after_a_while(memory, monkeypatch):
     ranker = ScriptedRanker("blue", failing=COLOURS, error=ChatUnavailableError)
     recognizer = Recognizer(memory, k=6, ranker=ranker, ranker_weight="replace", allow_fallback=True, batch_size=3)
-    monkeypatch.setattr("rarvision.pipeline._ASK_AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr("rarvision.ranking.outage._ASK_AGAIN_AFTER_S", 0.0)
     recognizer.recognize_batch([picture(colour) for colour in COLOURS])
     assert ranker.batches == [3, 1, 1, 1], "one question in the second batch"
     ranker.failing = ()

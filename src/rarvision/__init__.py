@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rarvision.audit import OrderAudit, audit_order
     from rarvision.calibration import Calibration, RankerFit
     from rarvision.chat import (
         Capabilities,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
         open_memory,
     )
     from rarvision.pipeline import RecognitionFailure, Recognizer
-    from rarvision.ranking import BaseRanker, Ranker
+    from rarvision.ranking import BaseRanker, OptionPrior, Ranker
     from rarvision.retrieval import Retriever, leave_one_out
     from rarvision.types import (
         Candidate,
@@ -91,6 +92,8 @@ __all__ = [
     "MilvusMemory",
     "NameList",
     "Neighbour",
+    "OptionPrior",
+    "OrderAudit",
     "Prediction",
     "Ranker",
     "RankerFit",
@@ -102,6 +105,7 @@ __all__ = [
     "Retriever",
     "Sample",
     "TransformersEncoder",
+    "audit_order",
     "evaluate",
     "export_faiss",
     "export_parquet",
@@ -119,6 +123,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "OrderAudit": "audit",
+    "audit_order": "audit",
     "Calibration": "calibration",
     "Capabilities": "chat",
     "Chat": "chat",
@@ -161,6 +167,7 @@ _HOME = {
     "RecognitionFailure": "pipeline",
     "Recognizer": "pipeline",
     "BaseRanker": "ranking",
+    "OptionPrior": "ranking",
     "Ranker": "ranking",
     "RankerFit": "calibration",
     "Retriever": "retrieval",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +10,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from rarvision.datasets.base import Dataset
-from rarvision.errors import DatasetError, InputError, OptionError
+from rarvision.errors import OptionError
 from rarvision.metrics import (
     area_under_roc,
     bootstrap_interval,
@@ -29,13 +28,13 @@ from rarvision.metrics import (
     topk_accuracy,
 )
 from rarvision.pipeline import RecognitionFailure, Recognizer
+from rarvision.runs import RunFile, labels_by_source, markdown_table
 from rarvision.types import Prediction
 
 __all__ = ["EvaluatedImage", "Report", "evaluate"]
 
 _STATUSES = ("ranked", "repaired", "fallback", "skipped")
 _CURVE_POINTS = 101
-_HASHES = {"memory_content": "the memory's entries", "dataset_fingerprint": "the dataset"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,8 +225,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """A table in Markdown."""
-        cells = [(what, value.replace("|", "\\|").replace("\n", " ")) for what, value in self.table()]
-        return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in cells)])
+        return markdown_table(self.table())
 
 
 def evaluate(
@@ -262,71 +260,39 @@ def evaluate(
     """
     if any(k < 1 for k in ks):
         raise OptionError(f"ks must be at least 1, got {list(ks)}")
-    labels = _labels(dataset)
+    labels = labels_by_source(dataset)
     configuration = {
         "rarvision": version("rarvision"),
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         **recognizer.settings,
     }
-    done: dict[str, EvaluatedImage] = {}  # by source; without the MLLM's words, which only the file keeps
-    if out is None:
-        _run(recognizer, dataset, labels, done, file=None, progress=progress)
-    else:
-        path = Path(out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done, end = _read_done(path, configuration) if resume and path.exists() else ({}, 0)
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            os.truncate(file.fileno(), end)  # without the line that an interruption cut short
-            if end == 0:
-                _write_line(file, {"configuration": configuration})
-            _run(recognizer, dataset, labels, done, file=file, progress=progress)
-    images = [done[source] for source in labels]
+    with RunFile(out, configuration, read=_read_line, resume=resume) as file:
+        _run(recognizer, dataset, labels, file, progress=progress)
+        images = [file.done[source] for source in labels]
     return _report(images, recognizer, dataset, configuration, sorted({1, recognizer.k, *ks}))
-
-
-def _labels(dataset: Dataset) -> dict[str, str]:
-    """Labels by source, checked before anything is recognised."""
-    labels: dict[str, str] = {}
-    for item in dataset.items:
-        if item.label is None:
-            raise DatasetError(f"{dataset.name}: {item.source} has no label; evaluation needs one for every image")
-        if item.source in labels:
-            raise DatasetError(f"{dataset.name}: the source {item.source} occurs twice; sources must be unique")
-        labels[item.source] = item.label
-    if not labels:
-        raise DatasetError(f"{dataset.name}: there are no images to evaluate")
-    return labels
 
 
 def _run(
     recognizer: Recognizer,
     dataset: Dataset,
     labels: Mapping[str, str],
-    done: dict[str, EvaluatedImage],
+    file: RunFile[EvaluatedImage],
     *,
-    file: IO[str] | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Recognise what is not done yet, writing each outcome at once."""
-    finished = sum(source in done for source in labels)
+    finished = sum(source in file.done for source in labels)
     if progress is not None:
         progress(finished, len(labels))
-    left = (dataset[i] for i, item in enumerate(dataset.items) if item.source not in done)
+    left = (dataset[i] for i, item in enumerate(dataset.items) if item.source not in file.done)
     with closing(recognizer.iter_recognize(left)) as outcomes:
         for outcome in outcomes:
             image = EvaluatedImage.of(outcome, labels[outcome.source])
-            if file is not None:
-                _write_line(file, asdict(image))
-            done[image.source] = _for_report(image)
+            file.add(image.source, asdict(image), _for_report(image))
             finished += 1
             if progress is not None:
                 progress(finished, len(labels))
-
-
-def _write_line(file: IO[str], value: Mapping[str, Any]) -> None:
-    file.write(json.dumps(value, allow_nan=False) + "\n")
-    file.flush()
 
 
 def _for_report(image: EvaluatedImage) -> EvaluatedImage:
@@ -335,53 +301,11 @@ def _for_report(image: EvaluatedImage) -> EvaluatedImage:
     return replace(image, ranked=ranked, retrieved=retrieved, reason=None, raw=None)
 
 
-def _read_done(path: Path, configuration: Mapping[str, Any]) -> tuple[dict[str, EvaluatedImage], int]:
-    """The answers that an earlier run with the same configuration wrote, and where the last complete line ends.
-
-    What failed then, or had no answer, is left out: it is tried again. Where there is nothing else, the file is started
-    anew: a server that is down does not say its model's name, so the configuration may differ.
-    """
-    advice = "give another file, or resume=False (--no-resume) to start it anew"
-    done: dict[str, EvaluatedImage] = {}
-    there: dict[str, Any] = {}
-    images = end = 0
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    values = json.loads(line)
-                    if end == 0:
-                        there = dict(values["configuration"])
-                    else:
-                        images += 1
-                        names = {key: tuple(values[key]) for key in ("ranked", "retrieved")}
-                        image = EvaluatedImage(**{**values, **names})
-                        if image.error is None and not image.unanswered:
-                            done[image.source] = _for_report(image)
-                    end += len(line)
-                elif end == 0:
-                    raise InputError(f"{path}: is not the file of an evaluation (no complete line); {advice}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is not the file of an evaluation ({error}); {advice}") from error
-    if end and (done or not images):
-        _check_configuration(path, there, configuration, advice)
-    elif there != json.loads(json.dumps(configuration)):
-        return {}, 0
-    return done, end
-
-
-def _check_configuration(path: Path, there: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
-    """Refuse to mix results of different configurations."""
-    expected = json.loads(json.dumps(now))
-    differing = [key for key in {**there, **expected} if there.get(key) != expected.get(key)]
-    if differing:
-        changes = "; ".join(
-            f"{key}: {_HASHES[key]} changed since"
-            if key in _HASHES and key in there
-            else f"{key}: {there.get(key)!r:.80} there, {expected.get(key)!r:.80} now"
-            for key in differing
-        )
-        raise InputError(f"{path}: holds the results of another configuration ({changes}); {advice}")
+def _read_line(values: Mapping[str, Any]) -> EvaluatedImage | None:
+    """An image that is done; None for one that failed, or had no answer: it is tried again."""
+    names = {key: tuple(values[key]) for key in ("ranked", "retrieved")}
+    image = EvaluatedImage(**{**values, **names})
+    return _for_report(image) if image.error is None and not image.unanswered else None
 
 
 def _report(

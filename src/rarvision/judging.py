@@ -34,7 +34,10 @@ _KEY_DIGITS = 16
 
 def fit_key(settings: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits of what a fit is valid for: the retriever's, the ranker's settings and the views."""
-    text = json.dumps({name: settings[name] for name in ("retriever", "ranker", "views")}, sort_keys=True)
+    parts = {name: settings[name] for name in ("retriever", "ranker", "views")}
+    if parts["ranker"] and parts["ranker"].get("bias"):  # estimated anew each time; that there is one is what matters
+        parts["ranker"] = {**parts["ranker"], "bias": True}
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
 
 

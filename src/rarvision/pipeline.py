@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,8 @@ from rarvision.errors import (
 from rarvision.images import Picture, load_image
 from rarvision.judging import Judge
 from rarvision.memory.base import Memory
-from rarvision.ranking.strategies import BaseRanker
+from rarvision.ranking import BaseRanker, OptionPrior, Ranker
+from rarvision.ranking.outage import Outage, fallback
 from rarvision.retrieval import Retriever
 from rarvision.types import Candidate, Prediction, Ranking, Sample
 
@@ -41,8 +43,6 @@ Recognizable = Sample | Path | str | bytes | Image
 _READERS = 4
 _READ_AHEAD = 8
 _MAX_BATCH_PIXELS = 64_000_000
-_GIVE_UP_AFTER = 2
-_ASK_AGAIN_AFTER_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,46 +56,6 @@ class RecognitionFailure:
 
     source: str
     error: RarvisionError
-
-
-class _Outage:
-    """Whether the MLLM is taken to be down: after a few questions in a row that nothing answered."""
-
-    def __init__(self) -> None:
-        self._in_a_row = 0
-        self._until = 0.0
-        self._reason = ""
-
-    @property
-    def suspected(self) -> bool:
-        """Whether it did not answer lately: then it is not asked, or one question to begin with."""
-        return self._in_a_row >= _GIVE_UP_AFTER
-
-    @property
-    def waiting(self) -> bool:
-        """Whether it is not to be asked now."""
-        return self.suspected and time.monotonic() < self._until
-
-    def note(self, error: Exception | None) -> None:
-        """What came of a question."""
-        if not isinstance(error, ChatUnavailableError):
-            self._in_a_row = 0
-            return
-        self._in_a_row += 1
-        self._until = time.monotonic() + _ASK_AGAIN_AFTER_S
-        self._reason = (
-            f"not asked, since {self._in_a_row} questions in a row had no answer and {_ASK_AGAIN_AFTER_S:g} s are not "
-            f"over: {type(error).__name__}: {error}"
-        )
-
-    def fallback(self, n: int, strategy: str) -> Ranking:
-        """What an image gets that the MLLM was not asked about."""
-        return _fallback(n, strategy, self._reason, unanswered=True)
-
-
-def _fallback(n: int, strategy: str, reason: str, *, unanswered: bool) -> Ranking:
-    """Retrieval's order."""
-    return Ranking(order=tuple(range(n)), strategy=strategy, status="fallback", reason=reason, unanswered=unanswered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +125,18 @@ class Recognizer:
         self._allow_fallback = allow_fallback
         self._batch_size = batch_size
         self._views = check_views(views)
-        self._outage = _Outage()
+        self._outage = Outage()
+        self._judging: dict[str, Any] = {
+            "calibration": calibration,
+            "fit": fit,
+            "ranker_weight": ranker_weight,
+            "gate": gate,
+            "reject": reject,
+        }
         self._judge = Judge(
             memory,
             self._parts,
-            calibration=calibration,
-            fit=fit,
-            ranker_weight=ranker_weight,
-            gate=gate,
-            reject=reject,
+            **self._judging,
         )
 
     @property
@@ -257,11 +220,68 @@ class Recognizer:
             MemoryEmptyError: The memory holds nothing.
             ChatError: The MLLM cannot answer, and ``allow_fallback`` is off.
         """
+        with closing(self.iter_reordered(images, lambda _source, n: [range(n)])) as outcomes:
+            for outcome in outcomes:
+                yield outcome if isinstance(outcome, RecognitionFailure) else outcome[0]
+
+    def iter_reordered(
+        self, images: Iterable[Recognizable], orders: Callable[[str, int], Sequence[Sequence[int]]]
+    ) -> Generator[tuple[Prediction, ...] | RecognitionFailure]:
+        """Recognise images with their candidates shown to the ranker in given orders, each order on its own.
+
+        An image is encoded once, and the ranker is asked about all its orders together.
+
+        Args:
+            images: As of `iter_recognize`.
+            orders: Of a source and its number of candidates: permutations of their places, at least one. The candidate
+                at place ``order[i]`` of retrieval's list is shown at i.
+
+        Yields:
+            For each image one prediction an order, whose ``retrieved`` are the names as shown; or its failure.
+
+        Raises:
+            MemoryEmptyError: The memory holds nothing.
+            ChatError: The MLLM cannot answer, and ``allow_fallback`` is off.
+        """
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
             ahead = max(1, min(_READ_AHEAD, self._batch_size))
             loaded = ordered_map(self._load, enumerate(images), pool=pool, ahead=ahead)
             for batch in self._batches(loaded):
-                yield from self._recognize_loaded(batch)
+                yield from self._recognize_loaded(batch, orders)
+
+    def estimate_bias(self, images: Iterable[Recognizable]) -> OptionPrior:
+        """Estimate the ranker's prior of letters and places from the candidates of a few images; see `Ranker`.
+
+        Args:
+            images: A few dozen, all in memory at once; labels are not looked at. What cannot be read is left out.
+
+        Raises:
+            OptionError: There is no ranker that shows a list and gives scores.
+            InputError: No image could be used.
+            MemoryEmptyError: The memory holds nothing.
+            ChatError: The MLLM cannot answer.
+        """
+        if not isinstance(self._ranker, Ranker):
+            raise OptionError("a prior of letters and places is a Ranker's; this recognizer has none")
+        good: list[_Loaded] = []
+        names: list[list[str]] = []
+        for batch in self._batches(map(self._load, enumerate(images))):
+            loaded, found, _ = self._retrieve_loaded(batch)
+            good += loaded
+            names += [[candidate.category for candidate in candidates] for candidates in found]
+        return self._ranker.estimate_bias([item.image for item in good], names)
+
+    def with_ranker(self, ranker: BaseRanker | None) -> Recognizer:
+        """The same recognizer with another ranker."""
+        return Recognizer(
+            self._memory,
+            ranker=ranker,
+            retriever=self._retriever,
+            **self._judging,
+            allow_fallback=self._allow_fallback,
+            batch_size=self._batch_size,
+            views=self._views,
+        )
 
     def _load(self, numbered: tuple[int, Recognizable]) -> _Loaded | RecognitionFailure:
         number, given = numbered
@@ -297,36 +317,60 @@ class Recognizer:
             yield batch
 
     def _recognize_loaded(
-        self, batch: Sequence[_Loaded | RecognitionFailure]
-    ) -> Iterator[Prediction | RecognitionFailure]:
+        self, batch: Sequence[_Loaded | RecognitionFailure], orders: Callable[[str, int], Sequence[Sequence[int]]]
+    ) -> Iterator[tuple[Prediction, ...] | RecognitionFailure]:
         started = time.perf_counter()
+        good, found, failures = self._retrieve_loaded(batch)
+        retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
+        shown = [
+            [[candidates[place] for place in order] for order in orders(item.source, len(candidates))]
+            for item, candidates in zip(good, found, strict=True)
+        ]
+        started = time.perf_counter()
+        rankings = iter(
+            self._gated(
+                [item for item, each in zip(good, shown, strict=True) for _ in each],
+                [candidates for each in shown for candidates in each],
+            )
+        )
+        ranking_ms = (time.perf_counter() - started) * 1000 / max(1, len(good)) if self._ranker else 0.0
+        lists = iter(zip(good, shown, strict=True))
+        for failure in failures:
+            if failure is not None:
+                yield failure
+                continue
+            item, each = next(lists)
+            mine = [next(rankings) for _ in each]
+            refused = [ranking for ranking in mine if isinstance(ranking, ImageError)]
+            if refused:
+                yield RecognitionFailure(source=item.source, error=refused[0])
+                continue
+            yield tuple(
+                self._judge.predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
+                for candidates, ranking in zip(each, mine, strict=True)
+                if not isinstance(ranking, ImageError)
+            )
+
+    def _retrieve_loaded(
+        self, batch: Sequence[_Loaded | RecognitionFailure]
+    ) -> tuple[list[_Loaded], Sequence[Sequence[Candidate]], list[RecognitionFailure | None]]:
+        """What could be encoded, its candidates, and for each of the batch its failure, None where there is none."""
         vectors: list[Float[np.ndarray, " dim"]] = []
         good: list[_Loaded] = []
-        outcomes: list[Prediction | RecognitionFailure | None] = []
+        failures: list[RecognitionFailure | None] = []
         for item, vector in zip(batch, self._encode(batch), strict=True):
             if isinstance(item, _Loaded) and isinstance(vector, np.ndarray):
                 good.append(item)
                 vectors.append(vector)
-                outcomes.append(None)
+                failures.append(None)
             elif isinstance(vector, RarvisionError):
-                outcomes.append(RecognitionFailure(source=item.source, error=vector))
+                failures.append(RecognitionFailure(source=item.source, error=vector))
             elif isinstance(item, RecognitionFailure):
-                outcomes.append(item)
+                failures.append(item)
         found = self._retriever.retrieve(np.stack(vectors)) if good else []
         if not all(found):
             raise MemoryEmptyError("the memory holds nothing that could be retrieved; add images or names first")
-        retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
-        started = time.perf_counter()
-        rankings = self._gated(good, found)
-        ranking_ms = (time.perf_counter() - started) * 1000 / max(1, len(good)) if self._ranker else 0.0
-        predictions = (
-            RecognitionFailure(source=item.source, error=ranking)
-            if isinstance(ranking, ImageError)
-            else self._judge.predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
-            for item, candidates, ranking in zip(good, found, rankings, strict=True)
-        )
-        for outcome in outcomes:
-            yield next(predictions) if outcome is None else outcome
+        return good, found, failures
 
     def _encode(
         self, batch: Sequence[_Loaded | RecognitionFailure]
@@ -373,7 +417,7 @@ class Recognizer:
             rankings.append(self._rank_alone(self._ranker, images[0], names[0]))
         if self._outage.suspected:
             left = names[len(rankings) :]
-            return [*rankings, *(self._outage.fallback(len(each), self._ranker.strategy) for each in left)]
+            return [*rankings, *(self._outage.not_asked(len(each), self._ranker.strategy) for each in left)]
         return [*rankings, *self._rank_together(self._ranker, images[len(rankings) :], names[len(rankings) :])]
 
     def _rank_together(
@@ -390,7 +434,7 @@ class Recognizer:
         rankings: list[Ranking | ImageError] = []
         for image, candidates in zip(images, names, strict=True):
             if self._outage.suspected:
-                rankings.append(self._outage.fallback(len(candidates), ranker.strategy))
+                rankings.append(self._outage.not_asked(len(candidates), ranker.strategy))
             else:
                 rankings.append(self._rank_alone(ranker, image, candidates))
         return rankings
@@ -405,7 +449,7 @@ class Recognizer:
             if isinstance(error, ImageError) and not self._allow_fallback:
                 return error
             no_answer = isinstance(error, ChatUnavailableError | ChatProtocolError)
-            return _fallback(len(candidates), ranker.strategy, f"{type(error).__name__}: {error}", unanswered=no_answer)
+            return fallback(len(candidates), ranker.strategy, f"{type(error).__name__}: {error}", unanswered=no_answer)
         self._outage.note(None)
         return ranking
 

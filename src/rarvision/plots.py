@@ -11,7 +11,7 @@ from rarvision.errors import MissingExtraError, OptionError
 if TYPE_CHECKING:
     from rarvision.calibration import RankerFit
 
-__all__ = ["plot_gate", "plot_risk_coverage", "save_figure", "subplots"]
+__all__ = ["check_plot", "plot_gate", "plot_risk_coverage", "save_figure", "subplots"]
 
 
 def subplots(columns: int = 1, *, size: tuple[float, float] = (5.0, 3.6)) -> tuple[Any, list[Any]]:
@@ -32,14 +32,21 @@ def subplots(columns: int = 1, *, size: tuple[float, float] = (5.0, 3.6)) -> tup
     return figure, list(found[0])
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as .png or .svg.
+def check_plot(path: Path) -> None:
+    """What a long job calls before it begins.
 
     Raises:
-        OptionError: Another suffix.
+        OptionError: A suffix other than .png and .svg.
+        MissingExtraError: matplotlib is not installed.
     """
     if path.suffix.lower() not in (".png", ".svg"):
         raise OptionError(f"a plot is written as .png or .svg; got the name {str(path)!r}")
+    subplots()
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as .png or .svg; the errors are those of `check_plot`."""
+    check_plot(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 

@@ -15,8 +15,9 @@ from jaxtyping import Float
 from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
 from rarvision.chat.constraint import ListAutomaton, ListLogitsProcessor, TokenBytes, TokenSpeller
 from rarvision.chat.loading import Quantization, load_model, load_processor, resolve_device, resolve_dtype
+from rarvision.chat.prompts import BranchedPrompts, Prompts, common_start, image_groups
 from rarvision.chat.rendering import control_pattern, conversation
-from rarvision.chat.scoring import ContinuationScorer, Prompts, common_start
+from rarvision.chat.scoring import ContinuationScorer
 from rarvision.checkpoints import checkpoint_source
 from rarvision.errors import ChatUnavailableError, ChatUnsupportedError, ContextLengthError, ImageError, OptionError
 
@@ -30,6 +31,11 @@ class LocalChat(Chat):
     Answers are greedy, whatever sampling the checkpoint's generation config asks for. Requests are batched with padding
     on the left. Works with and without torchvision.
 
+    Log-probabilities: requests of one call about the same image objects share its computation. The image is prepared
+    and encoded once, and so are all tokens up to the first in which the prompts differ; put the image first, and what
+    differs last. The first such call checks itself against a computation from scratch; where they differ, `image_reuse`
+    turns False and a warning is logged.
+
     Args:
         model: Hub name or folder; safetensors only.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, …
@@ -38,7 +44,7 @@ class LocalChat(Chat):
         device_map: Spread the model over devices (``auto`` or a map); needs the extra ``device-map``.
         quantization: ``4bit`` or ``8bit``, needs the extra ``quantized``; None for none.
         trust_remote_code: Run code from the model's repository.
-        batch_size: Requests in one forward pass.
+        batch_size: Requests in one forward pass; of those about the same image, different images.
 
     Raises:
         ChatUnavailableError: there is no such model.
@@ -119,6 +125,11 @@ class LocalChat(Chat):
         """Whether continuations share their prompt's computation; False once that was found not to work here."""
         return self._scorer.prefix_reuse
 
+    @property
+    def image_reuse(self) -> bool:
+        """Whether prompts about one image share its computation; False once that was found not to work here."""
+        return self._scorer.image_reuse
+
     def generate(
         self, requests: Sequence[ChatRequest], *, max_tokens: int, constraints: Sequence[ListConstraint] | None = None
     ) -> list[Completion]:
@@ -158,16 +169,8 @@ class LocalChat(Chat):
             OptionError: two options of a request begin with the same token; names them.
         """
         self._check_lengths(requests, options, "options")
-        results: dict[int, Float[np.ndarray, " options"]] = {}
-        for rows in self._batches(requests):
-            tokens = [self._option_tokens(options[row]) for row in rows]
-            prompts = self._prompts(
-                [requests[row] for row in rows], rows=rows, reserve=[max(map(len, item)) for item in tokens]
-            )
-            with self._running():
-                scored = self._scorer.score(prompts, tokens)
-            results.update(zip(rows, scored, strict=True))
-        return [results[row] for row in range(len(requests))]
+        tokens = {texts: self._option_tokens(texts) for texts in dict.fromkeys(map(tuple, options))}
+        return self._score(requests, [tokens[tuple(texts)] for texts in options], cached=False)
 
     def continuation_log_probs(
         self, requests: Sequence[ChatRequest], continuations: Sequence[Sequence[str]]
@@ -183,18 +186,9 @@ class LocalChat(Chat):
             OptionError: an empty continuation.
         """
         self._check_lengths(requests, continuations, "continuations")
-        results: dict[int, tuple[Float[np.ndarray, " n"], tuple[int, ...]]] = {}
-        for rows in self._batches(requests):
-            tokens = [[self._encode(text) for text in continuations[row]] for row in rows]
-            asked = [requests[row] for row in rows]
-            prompts = self._prompts(asked, rows=rows, reserve=[max(map(len, item)) for item in tokens])
-            singles = partial(self._prepare_one, asked)
-            with self._running():
-                scored = self._scorer.score(prompts, tokens, single=singles)
-            results.update(
-                (row, (values, tuple(map(len, item)))) for row, values, item in zip(rows, scored, tokens, strict=True)
-            )
-        return [results[row] for row in range(len(requests))]
+        tokens = [[self._encode(text) for text in texts] for texts in continuations]
+        scored = self._score(requests, tokens, cached=True)
+        return [(values, tuple(map(len, item))) for values, item in zip(scored, tokens, strict=True)]
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the rendered request, image tokens included."""
@@ -226,6 +220,67 @@ class LocalChat(Chat):
             rows = [row for row, request in enumerate(requests) if bool(request.images) is group]
             for start in range(0, len(rows), self._batch_size):
                 yield rows[start : start + self._batch_size]
+
+    def _image_batches(self, requests: Sequence[ChatRequest]) -> Iterator[list[int]]:
+        """The same, but ``batch_size`` counts different images, and all requests about an image are in one batch."""
+        for group in (True, False):
+            rows = [row for row, request in enumerate(requests) if bool(request.images) is group]
+            asked = [requests[row] for row in rows]
+            alike = image_groups(asked) if group else [[at] for at in range(len(rows))]
+            for start in range(0, len(alike), self._batch_size):
+                yield [rows[at] for members in alike[start : start + self._batch_size] for at in members]
+
+    def _score(
+        self, requests: Sequence[ChatRequest], tokens: Sequence[Sequence[Sequence[int]]], *, cached: bool
+    ) -> list[Float[np.ndarray, " n"]]:
+        """Summed log-probabilities of each request's token sequences.
+
+        Args:
+            requests: n conversations.
+            tokens: For each, its continuations.
+            cached: Whether the continuations of a request may differ in more than their last tokens.
+        """
+        results: dict[int, Float[np.ndarray, " n"]] = {}
+        for batch in self._image_batches(requests):
+            scored = self._score_by_image(requests, tokens, batch)
+            if scored is not None:
+                results.update(zip(batch, scored, strict=True))
+                continue
+            for start in range(0, len(batch), self._batch_size):
+                rows = batch[start : start + self._batch_size]
+                asked, wanted = [requests[row] for row in rows], [tokens[row] for row in rows]
+                prompts = self._prompts(asked, rows=rows, reserve=[max(map(len, item)) for item in wanted])
+                single = partial(self._prepare_one, asked) if cached else None
+                with self._running():
+                    results.update(zip(rows, self._scorer.score(prompts, wanted, single=single), strict=True))
+        return [results[row] for row in range(len(requests))]
+
+    def _score_by_image(
+        self, requests: Sequence[ChatRequest], tokens: Sequence[Sequence[Sequence[int]]], rows: Sequence[int]
+    ) -> list[Float[np.ndarray, " n"]] | None:
+        """The same for a batch in which several requests are about one image; None where there is nothing to share."""
+        asked, wanted = [requests[row] for row in rows], [tokens[row] for row in rows]
+        groups = image_groups(asked)
+        image_token = getattr(self._model.config, "image_token_id", None)
+        if not asked[0].images or len(groups) == len(asked) or image_token is None or not self._scorer.image_reuse:
+            return None
+        heads = self._prepare([asked[group[0]] for group in groups])
+        texts = self._text_tokens(asked)
+        prompts = BranchedPrompts.of(heads, groups, texts, image_token=image_token)
+        if prompts is None:
+            return None
+        self._check_room(prompts.lengths, rows=rows, reserve=[max(map(len, item)) for item in wanted])
+        with self._running():
+            return self._scorer.score_branched(prompts, wanted, single=partial(self._prepare_one, asked))
+
+    def _text_tokens(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
+        """Tokens of the rendered requests in which one token stands for an image; as the processors tokenise texts."""
+        turns = [conversation(request, self._control) for request in requests]
+        texts = self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        begun = self._tokenizer.bos_token is not None and texts[0].startswith(self._tokenizer.bos_token)
+        with self._lock:
+            ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=not begun, padding=False)["input_ids"]
+        return ids
 
     @staticmethod
     def _check_lengths(requests: Sequence[ChatRequest], lists: Sequence[Sequence[str]], what: str) -> None:
@@ -283,16 +338,20 @@ class LocalChat(Chat):
     def _prompts(self, requests: Sequence[ChatRequest], *, rows: Sequence[int], reserve: Sequence[int]) -> Prompts:
         """The same, after checking that prompt and answer fit."""
         prompts = self._prepare(requests)
+        self._check_room(prompts.lengths, rows=rows, reserve=reserve)
+        return prompts
+
+    def _check_room(self, lengths: Sequence[int], *, rows: Sequence[int], reserve: Sequence[int]) -> None:
+        """Refuse prompts that do not fit the context with so many tokens of answer."""
         limit = self.context_limit
         if limit is not None:
-            for row, length, answer in zip(rows, prompts.lengths, reserve, strict=True):
+            for row, length, answer in zip(rows, lengths, reserve, strict=True):
                 if length + answer > limit:
                     raise ContextLengthError(
                         f"request {row} needs {length + answer} tokens (prompt {length}, answer {answer}), but the "
                         f"context of {self.name} holds {limit}: ask about fewer candidates (a smaller k), shorten the "
                         f"prompt, or use a model with a longer context"
                     )
-        return prompts
 
     def _generate(
         self, prompts: Prompts, automata: Sequence[ListAutomaton] | None, max_tokens: int

@@ -38,7 +38,7 @@ def conversation(request: ChatRequest, control: re.Pattern[str] | None = None) -
                 text = part if control is None else control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", part)
                 content.append({"type": "text", "text": text})
             else:
-                content.append({"type": "image", "image": part.convert("RGB")})
+                content.append({"type": "image", "image": part if part.mode == "RGB" else part.convert("RGB")})
         turns.append({"role": message.role, "content": content})
     return turns
 

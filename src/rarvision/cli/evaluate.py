@@ -10,10 +10,13 @@ import typer
 from rarvision.cli import models, options
 from rarvision.cli.output import echo_json, print_table, progress, write_rows
 from rarvision.cli.path import PathOptions, spread
-from rarvision.errors import DatasetError
+from rarvision.errors import DatasetError, OptionError
 
 if TYPE_CHECKING:
+    from rarvision.audit import OrderAudit
+    from rarvision.datasets import Dataset
     from rarvision.evaluate import Report
+    from rarvision.types import Sample
 
 __all__ = ["evaluate"]
 
@@ -30,6 +33,8 @@ def evaluate(
     ],
     *,
     path: PathOptions,
+    audit_order: options.AuditOrderOption = None,
+    audit_seed: options.AuditSeedOption = 0,
     output: options.OutputOption = None,
     resume: options.ResumeOption = True,
     plot: Annotated[
@@ -50,6 +55,13 @@ def evaluate(
       rarvision evaluate test/ --memory pets.memory
       rarvision evaluate test.csv -m pets.memory -r http://localhost:8000/v1 --strategy generate --output run.jsonl
       rarvision evaluate test/ -m pets.memory --retrieval image --aggregate nearest --json    # the paper's CLIP+kNN
+      rarvision evaluate test/ -m pets.memory -r llava-hf/llava-1.5-7b-hf -s choice --audit-order 20
+      rarvision evaluate test/ -m pets.memory -r llava-hf/llava-1.5-7b-hf -s choice --debias bias.json --permutations 2
+
+    With --audit-order N the report says instead how the answers depend on the order in which the candidates are shown:
+    the accuracy in the worst, the mean and the best order, how many images' answers change, and for each place of the
+    list how often it is picked beside how often the true name stands there. What --ranker-weight mixes in counts:
+    with replace the ranker is audited alone. --permutations and --debias are what to do about it.
 
     \b
     --json prints one object: n, failures, top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
@@ -62,20 +74,42 @@ def evaluate(
       retrieval_ms and ranking_ms are milliseconds an image
     --csv writes the same as a row, without configuration and risk_coverage: topk_1, statuses_ranked,
       top1_interval_low, …
+    --audit-order with --json: n, failures, orders, seed, top1_mean, top1_min, top1_max, changing, agreement, picked,
+      truth, right_at, statuses, version, dataset, ranker, configuration; shares from 0 to 1, picked, truth and right_at
+      one a place of the list; statuses count rankings
     """
+    from rarvision.audit import audit_order as audit
     from rarvision.datasets import NameList, open_dataset
     from rarvision.evaluate import evaluate as measure
 
     models.set_max_pixels(path.max_pixels)
+    if audit_order is None and audit_seed:
+        raise OptionError("--audit-seed goes with --audit-order")
+    if audit_order is not None and path.ranker == "none":
+        raise OptionError("--audit-order needs --ranker: retrieval alone shows no list to anybody")
+    if plot:
+        from rarvision.plots import check_plot
+
+        if audit_order is not None:
+            raise OptionError("--plot draws risk and coverage of an evaluation; it does not go with --audit-order")
+        check_plot(plot)
     opened = open_dataset(dataset)
     if isinstance(opened, NameList):
         raise DatasetError(f"{dataset}: holds names only; evaluation needs images with labels")
-    with models.open_recognizer(path) as recognizer, progress("Evaluating", total=len(opened), quiet=quiet) as bar:
-        report = measure(recognizer, opened, out=output, resume=resume, progress=lambda done, _total: bar.to(done))
+    with (
+        models.open_recognizer(path, some=lambda n: _spread_over(opened, n)) as recognizer,
+        progress("Evaluating", total=len(opened), quiet=quiet) as bar,
+    ):
+        report: Report | OrderAudit
+        run: dict[str, Any] = {"out": output, "resume": resume, "progress": lambda done, _total: bar.to(done)}
+        if audit_order is None:
+            report = measure(recognizer, opened, **run)
+        else:
+            report = audit(recognizer, opened, orders=audit_order, seed=audit_seed, **run)
     if plot:
         from rarvision.plots import plot_risk_coverage
 
-        plot_risk_coverage({report.ranker or "retrieval": report.risk_coverage}, plot)
+        plot_risk_coverage({report.ranker or "retrieval": getattr(report, "risk_coverage", ((), ()))}, plot)
     if csv:
         write_rows(csv, [_row(report)])
     if json:
@@ -86,7 +120,15 @@ def evaluate(
         raise typer.Exit(SOME_FAILED)
 
 
-def _row(report: Report) -> dict[str, Any]:
+def _spread_over(dataset: Dataset, n: int) -> list[Sample]:
+    """So many samples, evenly apart: a dataset often goes category by category."""
+    count = min(n, len(dataset))
+    return [dataset[number * len(dataset) // count] for number in range(count)]
+
+
+def _row(report: Report | OrderAudit) -> dict[str, Any]:
     """The report's figures; the settings stand in the JSON."""
     row = {key: value for key, value in report.to_dict().items() if key not in ("configuration", "risk_coverage")}
-    return row | {"top1_interval": dict(zip(("low", "high"), row["top1_interval"], strict=True))}
+    if "top1_interval" in row:
+        row["top1_interval"] = dict(zip(("low", "high"), row["top1_interval"], strict=True))
+    return row

@@ -68,6 +68,10 @@ def fit(
     from rarvision.fitting import fit_recognizer
 
     models.set_max_pixels(path.max_pixels)
+    if plot:
+        from rarvision.plots import check_plot
+
+        check_plot(plot)
     with models.open_recognizer(path) as recognizer, progress("Asking", total=None, quiet=quiet) as bar:
         found = fit_recognizer(
             recognizer,

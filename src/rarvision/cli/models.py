@@ -6,15 +6,16 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from rarvision.cli.output import say
 from rarvision.cli.path import PathOptions
-from rarvision.cli.ranker_options import read_ranker_options
+from rarvision.cli.ranker_options import Debias, read_debias, read_permutations, read_ranker_options
 from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rarvision.chat import Chat
     from rarvision.encoders import Encoder
     from rarvision.memory import Memory
-    from rarvision.pipeline import Recognizer
+    from rarvision.pipeline import Recognizable, Recognizer
     from rarvision.ranking import Ranker
 
 __all__ = [
@@ -122,6 +123,8 @@ class RankerOptions:
     strategy: str
     constrained: bool = False
     prompt: str | None = None
+    permutations: int | Literal["all"] = 1
+    debias: Debias | None = None
     model: str | None = None
     quantization: str | None = None
     api_key: str | None = None
@@ -135,6 +138,18 @@ class RankerOptions:
             raise OptionError("--quantization goes with a local model; a server loads its own")
         if "max_tokens" in self.more and self.strategy not in ("generate", "auto"):  # before a model is loaded
             raise OptionError(f"--ranker-option max_tokens goes with --strategy generate, got {self.strategy}")
+        self.check_corrections(self.strategy)
+
+    def check_corrections(self, strategy: str) -> None:
+        """Refuse corrections that a strategy has no use for; ``auto`` has not been decided yet."""
+        given = f"got {strategy}" if strategy == self.strategy else f"--strategy {self.strategy} is {strategy} here"
+        if self.permutations != 1 and strategy == "pointwise":
+            raise OptionError(f"--permutations goes with strategies that show a list, {given}, which asks name by name")
+        if self.debias is not None and strategy in ("generate", "pointwise"):
+            why = "gives no log-probabilities" if strategy == "generate" else "asks name by name"
+            raise OptionError(f"--debias goes with --strategy choice or likelihood, {given}, which {why}")
+        if self.more.get("blank_weight") and strategy not in ("likelihood", "auto"):
+            raise OptionError(f"--ranker-option blank_weight goes with --strategy likelihood, {given}")
 
     @property
     def served(self) -> bool:
@@ -154,8 +169,11 @@ def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int 
         strategy=cast("Any", wanted.strategy),
         constrained=wanted.constrained,
         prompt=template,
+        permutations=wanted.permutations,
+        blank_weight=wanted.more.get("blank_weight", 0.0),
         max_tokens=wanted.more.get("max_tokens"),
     )
+    wanted.check_corrections(ranker.strategy)
     if "max_tokens" in wanted.more and ranker.strategy != "generate":
         raise OptionError(
             f"--ranker-option max_tokens goes with --strategy generate; --strategy {wanted.strategy} is "
@@ -165,7 +183,7 @@ def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int 
 
 
 def _open_chat(wanted: RankerOptions, *, device: str, batch_size: int) -> Chat:
-    more = {name: value for name, value in wanted.more.items() if name != "max_tokens"}
+    more = {name: value for name, value in wanted.more.items() if name not in ("max_tokens", "blank_weight")}
     if wanted.served:
         from rarvision.chat import open_chat
 
@@ -202,8 +220,15 @@ def _prompt(given: str | None) -> str | None:
 
 
 @contextmanager
-def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
-    """Open the whole path on a memory; closed at the end."""
+def open_recognizer(
+    path: PathOptions, *, some: Callable[[int], Iterable[Recognizable]] = lambda _n: ()
+) -> Iterator[Recognizer]:
+    """Open the whole path on a memory; closed at the end.
+
+    Args:
+        path: What the command line says.
+        some: So many of the images that will be recognised, for ``--debias``.
+    """
     from rarvision.memory.opening import open_memory
     from rarvision.pipeline import Recognizer
     from rarvision.retrieval import Retriever
@@ -217,6 +242,8 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
         strategy=path.strategy.value,
         constrained=path.constrained,
         prompt=path.prompt,
+        permutations=read_permutations(path.permutations),
+        debias=read_debias(path.debias),
         model=path.ranker_model,
         quantization=path.quantization.value if path.quantization else None,
         api_key=path.api_key,
@@ -229,7 +256,7 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
         ranks = open_ranker(ranker, device=path.device, batch_size=path.batch_size)
         if ranks is not None:
             stack.callback(ranks.chat.close)
-        yield Recognizer(
+        recognizer = Recognizer(
             store,
             ranker=ranks,
             retriever=Retriever(
@@ -250,12 +277,40 @@ def open_recognizer(path: PathOptions) -> Iterator[Recognizer]:
             gate=_switch("--gate", path.gate),
             reject=_switch("--unknown", path.unknown),
         )
+        if ranks is not None and ranker.debias is not None:
+            recognizer = _debiased(recognizer, ranks, ranker.debias, some)
+        yield recognizer
+
+
+def _debiased(
+    recognizer: Recognizer, ranker: Ranker, wanted: Debias, some: Callable[[int], Iterable[Recognizable]]
+) -> Recognizer:
+    """The recognizer with its ranker's prior of letters and places subtracted."""
+    from rarvision.ranking import OptionPrior
+
+    if wanted.file is not None and wanted.file.exists():
+        try:
+            prior = OptionPrior.from_dict(json.loads(wanted.file.read_text(encoding="utf-8")))
+            return recognizer.with_ranker(ranker.with_bias(prior))
+        except (ValueError, OptionError) as error:  # what is not UTF-8, not JSON, or no prior of this ranker
+            raise OptionError(f"--debias {wanted.file}: {error}") from error
+    prior = recognizer.estimate_bias(some(wanted.images))
+    used = f"estimated what letters and places are worth to the ranker from {sum(prior.images.values())} images"
+    if wanted.file is None:
+        say(used)
+    else:
+        wanted.file.parent.mkdir(parents=True, exist_ok=True)
+        wanted.file.write_text(prior.to_json() + "\n", encoding="utf-8")
+        say(f"{used}, and wrote it to {wanted.file}")
+    return recognizer.with_ranker(ranker.with_bias(prior))
 
 
 _FOR_A_RANKER = (
     "strategy",
     "constrained",
     "prompt",
+    "permutations",
+    "debias",
     "ranker_weight",
     "gate",
     "allow_fallback",

@@ -13,10 +13,13 @@ __all__ = [
     "AggregateOption",
     "AllowFallbackOption",
     "ApiKeyOption",
+    "AuditOrderOption",
+    "AuditSeedOption",
     "BatchSizeOption",
     "CalibrationOption",
     "ConstrainedOption",
     "CsvOption",
+    "DebiasOption",
     "DeviceOption",
     "EncoderOption",
     "FitOption",
@@ -32,6 +35,7 @@ __all__ = [
     "NewEncoderOption",
     "NullOption",
     "OutputOption",
+    "PermutationsOption",
     "PromptOption",
     "Quantization",
     "QuantizationOption",
@@ -198,6 +202,39 @@ PromptOption = Annotated[
         show_default="paper",
     ),
 ]
+PermutationsOption = Annotated[
+    str,
+    typer.Option(
+        "--permutations",
+        metavar="N|all",
+        help="Ask N times, with the candidates turned round each time, and average: models prefer some letters and "
+        "places, whatever stands there. 2 takes out a part of that, all (as many as candidates) the whole, at as many "
+        "times the cost; a local model computes the image once. Not with pointwise, which shows no list.",
+    ),
+]
+DebiasOption = Annotated[
+    str | None,
+    typer.Option(
+        "--debias",
+        metavar="N|FILE",
+        help="Subtract what each letter and place of the list is worth to the model, which costs nothing an image. N: "
+        "estimate it first from N of the images, without their labels (64 do). FILE: read it; where it is not there "
+        "yet, estimate it from 64 images and write it. With --strategy choice or likelihood.",
+        show_default=False,
+    ),
+]
+AuditOrderOption = Annotated[
+    int | None,
+    typer.Option(
+        "--audit-order",
+        min=2,
+        metavar="N",
+        help="Measure instead how much the answers depend on the order of the candidates: each image's are shown in N "
+        "random orders (20 do).",
+        show_default=False,
+    ),
+]
+AuditSeedOption = Annotated[int, typer.Option("--audit-seed", min=0, help="Seed of the orders of --audit-order.")]
 KOption = Annotated[int, typer.Option("--k", "-k", min=1, help="Candidates that are retrieved and ranked.")]
 QuantizationOption = Annotated[
     Quantization | None,

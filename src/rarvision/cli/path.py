@@ -28,6 +28,8 @@ class PathOptions:
     gate: options.GateOption = "off"
     unknown: options.UnknownOption = "off"
     fit: options.FitOption = True
+    permutations: options.PermutationsOption = "1"
+    debias: options.DebiasOption = None
     calibration: options.CalibrationOption = None
     retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED
     aggregate: options.AggregateOption = options.Aggregate.BLEND

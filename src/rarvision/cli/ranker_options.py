@@ -1,4 +1,4 @@
-"""``--ranker-option KEY=VALUE``: what only a server, or only a local model, is told."""
+"""What the ranker is told in texts of its own: ``--ranker-option KEY=VALUE``, ``--permutations`` and ``--debias``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rarvision.errors import OptionError
 
-__all__ = ["HELP", "read_ranker_options"]
+__all__ = ["DEBIAS_IMAGES", "HELP", "Debias", "read_debias", "read_permutations", "read_ranker_options"]
+
+DEBIAS_IMAGES = 64
+"""How many images ``--debias FILE`` estimates from where the file is not there yet."""
 
 _Backend = Literal["server", "local"]
 
@@ -43,6 +47,13 @@ def _one_of(*names: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _from_0(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -95,6 +106,13 @@ _KEYS: dict[str, _Key] = {
         form="a whole number from 0",
         help="attempts after the first one that fails, 4",
         read=_whole(0),
+    ),
+    "blank_weight": _Key(
+        backends=("local",),
+        form="a number from 0",
+        help="with --strategy likelihood: how much of what each name scores under a blank image to subtract; 1 leaves "
+        "what the image adds, 0 is off",
+        read=_from_0,
     ),
     "dtype": _Key(
         backends=("local",),
@@ -149,3 +167,36 @@ def read_ranker_options(given: Sequence[str], *, served: bool) -> Mapping[str, A
         except ValueError:
             raise OptionError(f"--ranker-option {name} must be {key.form}; got {value!r}") from None
     return values
+
+
+def read_permutations(text: str) -> int | Literal["all"]:
+    """``--permutations N|all``; raises `OptionError` where it is neither."""
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError(f"--permutations must be a whole number from 1, or all; got {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debias:
+    """Where the prior of letters and places comes from.
+
+    Attributes:
+        file: Read where it is there; else written.
+        images: How many images it is estimated from, where there is no file to read.
+    """
+
+    file: Path | None
+    images: int
+
+
+def read_debias(text: str | None) -> Debias | None:
+    """``--debias N|FILE``; None without it. Raises `OptionError` for no images."""
+    if text is None:
+        return None
+    if not text.isdecimal():
+        return Debias(file=Path(text), images=DEBIAS_IMAGES)
+    if int(text) < 1:
+        raise OptionError("--debias N needs at least one image to estimate from; a few dozen do")
+    return Debias(file=None, images=int(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,12 +66,20 @@ def recognize(
     """
     models.set_max_pixels(path.max_pixels)
     paths = image_paths(images, null=null)
+
+    def some(n: int) -> list[Path]:
+        """The first n paths, which stay to be recognised."""
+        nonlocal paths
+        first = list(itertools.islice(paths, n))
+        paths = itertools.chain(first, paths)
+        return first
+
     total = None
     if STDIN not in images:
         known = list(paths)
         total, paths = len(known), iter(known)
     with ExitStack() as stack:
-        recognizer = stack.enter_context(models.open_recognizer(path))
+        recognizer = stack.enter_context(models.open_recognizer(path, some=some))
         results = (
             stack.enter_context(ResultFile(output, settings=recognizer.settings, resume=resume)) if output else None
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rarvision.ranking.base import BaseRanker
+from rarvision.ranking.bias import OptionPrior
 from rarvision.ranking.parsing import ParsedRanking, parse_ranking
+from rarvision.ranking.permutations import Permutations
 from rarvision.ranking.prompts import (
     CHOICE_PROMPT,
     MAX_OPTIONS,
@@ -15,7 +18,7 @@ from rarvision.ranking.prompts import (
     ranking_prompt,
     yes_no_prompt,
 )
-from rarvision.ranking.strategies import STRATEGIES, BaseRanker, Ranker, Strategy, servable_strategies
+from rarvision.ranking.strategies import STRATEGIES, Ranker, Strategy, servable_strategies
 
 __all__ = [
     "CHOICE_PROMPT",
@@ -25,7 +28,9 @@ __all__ = [
     "STRATEGIES",
     "YES_NO_PROMPT",
     "BaseRanker",
+    "OptionPrior",
     "ParsedRanking",
+    "Permutations",
     "Ranker",
     "Strategy",
     "choice_prompt",

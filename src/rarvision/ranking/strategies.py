@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import abc
+import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -14,7 +13,17 @@ from PIL.Image import Image
 
 from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
 from rarvision.errors import ChatUnsupportedError, InputError, OptionError
+from rarvision.ranking.base import BaseRanker
+from rarvision.ranking.bias import BlankScores, OptionPrior, estimate_prior
 from rarvision.ranking.parsing import parse_ranking
+from rarvision.ranking.permutations import (
+    Permutations,
+    check_permutations,
+    join_scores,
+    mean_ranks,
+    normalised,
+    rotations,
+)
 from rarvision.ranking.prompts import (
     CHOICE_PROMPT,
     NAMING_PROMPT,
@@ -52,90 +61,12 @@ def servable_strategies(capabilities: Capabilities) -> tuple[Strategy, ...]:
     return tuple(strategy for strategy in STRATEGIES if served[strategy])
 
 
-class BaseRanker(abc.ABC):
-    """Ranks candidate names for images; an author writes `name` and `_rank_distinct`.
-
-    The base asks for each repeated name once, answers lists of none or one without asking, and checks what comes back.
-    """
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """For reports: the model and how it is asked."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All that changes the outcome, as JSON values; `evaluate` refuses to resume under other settings."""
-        return {"name": self.name}
-
-    @property
-    def strategy(self) -> str:
-        """The strategy's name, as it appears in each `Ranking`."""
-        return self.name
-
-    @abc.abstractmethod
-    def _rank_distinct(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
-        """Rank at least two distinct names for each RGB image."""
-
-    def rank(self, image: Image, names: Sequence[str]) -> Ranking:
-        """Rank the names for one image; see `rank_batch`."""
-        return self.rank_batch([image], [names])[0]
-
-    def rank_batch(self, images: Sequence[Image], names: Sequence[Sequence[str]]) -> list[Ranking]:
-        """Rank each image's names.
-
-        Args:
-            images: n RGB images.
-            names: Each image's candidates in retrieval's order; any number, repeated names allowed.
-
-        Returns:
-            n rankings, whose ``order`` counts in the given names. Places of a repeated name stay together.
-
-        Raises:
-            InputError: The counts differ, or a name is blank.
-            ChatError: The MLLM cannot be asked. An answer that cannot be read is a status, not an error.
-        """
-        if len(images) != len(names):
-            raise InputError(f"expected one list of names for each image: {len(images)} images, {len(names)} lists")
-        for candidates in names:
-            if any(not name.strip() for name in candidates):
-                raise InputError(f"candidate names must not be blank, got {list(candidates)!r}")
-        distinct = [tuple(dict.fromkeys(candidates)) for candidates in names]
-        asked = [i for i, candidates in enumerate(distinct) if len(candidates) > 1]
-        answers: dict[int, Ranking] = {}
-        if asked:
-            rankings = self._rank_distinct([images[i] for i in asked], [distinct[i] for i in asked])
-            answers = dict(zip(asked, rankings, strict=True))
-        return [
-            _spread(answers.get(i) or _trivial(len(distinct[i]), self.strategy), distinct[i], candidates)
-            for i, candidates in enumerate(names)
-        ]
-
-
-def _trivial(n: int, strategy: str) -> Ranking:
-    return Ranking(order=tuple(range(n)), log_scores=(0.0,) * n, strategy=strategy)
-
-
-def _spread(ranking: Ranking, distinct: Sequence[str], names: Sequence[str]) -> Ranking:
-    """A ranking of distinct names -> of the names with their repeats."""
-    if len(ranking.order) != len(distinct):
-        raise InputError(f"the ranker returned {len(ranking.order)} places for {len(distinct)} names")
-    if len(distinct) == len(names):
-        return ranking
-    index = {name: i for i, name in enumerate(distinct)}
-    places: list[list[int]] = [[] for _ in distinct]
-    for place, name in enumerate(names):
-        places[index[name]].append(place)
-    scores = ranking.log_scores
-    return replace(
-        ranking,
-        order=tuple(place for i in ranking.order for place in places[i]),
-        log_scores=None if scores is None else tuple(scores[index[name]] for name in names),
-    )
-
-
 class Ranker(BaseRanker):
     """Asks an MLLM to rank the retrieved names (the paper's ranking stage, section 3.2).
+
+    Three ways to take out what the model prefers before it looks, which combine: ``permutations`` asks in several
+    orders, ``bias`` subtracts what each place is worth (see `estimate_bias`), ``blank_weight`` what each name is worth
+    without the image.
 
     Args:
         chat: The MLLM.
@@ -149,11 +80,24 @@ class Ranker(BaseRanker):
         normalize: ``likelihood`` only: ``sum`` of the tokens' log-probabilities, or ``mean`` (length-corrected).
         shuffle: Seed of a random order in which the names are shown, mapped back afterwards; None shows retrieval's
             order. For controls: the order depends on the seed and the names only.
+        permutations: In how many cyclic orders each list is shown, ``all`` for as many as it has names; the costs grow
+            with it, less for a local model, which computes the image once. Log-probabilities are averaged after
+            normalising them over the candidates; generated lists are joined by mean rank, ties in retrieval's order.
+            Not for ``pointwise`` and ``likelihood`` without the list, which show no order.
+        bias: ``choice``, and ``likelihood`` with the list: the prior of the letters and places, which is subtracted.
+            Lists shorter than those it was estimated on take its first places; longer ones are an `OptionError`.
+        blank_weight: ``likelihood`` only: weight of the names' own prior, which is subtracted: their scores when the
+            same question comes with a blank grey image (contextual calibration). 0 asks nothing, 1 leaves what the
+            image adds. The scores of the latest 4,096 lists are kept.
         max_tokens: ``generate`` only: the answer's limit; None gives the list room. Thinking models need more.
 
     Raises:
-        OptionError: An unknown strategy or option, or a prompt without its field.
+        OptionError: An unknown strategy or option, a prompt without its field, an option that the strategy has no use
+            for, or a prior that was estimated on other questions.
         ChatUnsupportedError: The chat cannot serve the strategy; the message names those that it can.
+
+    Source: cyclic permutations and the option prior: PriDe, arXiv 2309.03882; the blank image: contextual calibration,
+    Zhao et al., arXiv 2102.09690.
     """
 
     def __init__(
@@ -166,6 +110,9 @@ class Ranker(BaseRanker):
         with_list: bool = True,
         normalize: Literal["sum", "mean"] = "sum",
         shuffle: int | None = None,
+        permutations: Permutations = 1,
+        bias: OptionPrior | None = None,
+        blank_weight: float = 0.0,
         max_tokens: int | None = None,
     ) -> None:
         served = servable_strategies(chat.capabilities)
@@ -181,6 +128,7 @@ class Ranker(BaseRanker):
             raise OptionError(f"constrained goes with the strategy 'generate', got {strategy!r}")
         if not with_list and strategy != "likelihood":
             raise OptionError(f"with_list=False goes with the strategy 'likelihood', got {strategy!r}")
+        check_permutations(permutations)
         if strategy not in served:
             raise ChatUnsupportedError(
                 f"{chat.name} cannot serve the strategy {strategy!r}; it can serve: {', '.join(served)}"
@@ -197,7 +145,12 @@ class Ranker(BaseRanker):
         self._with_list = with_list
         self._normalize = normalize
         self._shuffle = shuffle
+        self._permutations = permutations
+        self._bias = bias
+        self._blank_weight = blank_weight
+        self._blank = BlankScores()
         self._max_tokens = max_tokens
+        self._check_corrections()
 
     @property
     def chat(self) -> Chat:
@@ -210,9 +163,18 @@ class Ranker(BaseRanker):
         return self._strategy
 
     @property
+    def bias(self) -> OptionPrior | None:
+        """The prior of letters and places that is subtracted, if any."""
+        return self._bias
+
+    @property
     def name(self) -> str:
-        """The MLLM's name and the strategy."""
+        """The MLLM's name, the strategy, and what is corrected."""
         detail = " constrained" if self._constrained else "" if self._with_list else " without list"
+        if self._permutations != 1:
+            detail += f" in {self._permutations} orders"
+        detail += ", debiased" if self._bias is not None else ""
+        detail += f", less {self._blank_weight:g} of blank" if self._blank_weight else ""
         return f"{self._chat.name} ({self._strategy}{detail})"
 
     @property
@@ -220,24 +182,168 @@ class Ranker(BaseRanker):
         """Chat, strategy, prompt and options, as JSON values."""
         return {
             "chat": dict(self._chat.settings),
-            "strategy": self._strategy,
-            "prompt": self._template,
+            **self._asked,
             "constrained": self._constrained,
-            "with_list": self._with_list,
-            "normalize": self._normalize,
             "shuffle": self._shuffle,
+            "permutations": self._permutations,
+            "bias": None if self._bias is None else self._bias.to_dict(),
             "max_tokens": self._max_tokens,
         }
 
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What the scores of a list depend on, but for the model: a prior of letters and places holds for these."""
+        return {
+            "strategy": self._strategy,
+            "prompt": self._template,
+            "with_list": self._with_list,
+            "normalize": self._normalize,
+            "blank_weight": self._blank_weight,
+        }
+
+    def with_bias(self, bias: OptionPrior | None) -> Ranker:
+        """The same ranker with this prior subtracted; None takes it out.
+
+        Raises:
+            OptionError: As of the constructor.
+        """
+        return Ranker(
+            self._chat,
+            strategy=self._strategy,
+            prompt=self._template,
+            constrained=self._constrained,
+            with_list=self._with_list,
+            normalize=self._normalize,
+            shuffle=self._shuffle,
+            permutations=self._permutations,
+            bias=bias,
+            blank_weight=self._blank_weight,
+            max_tokens=self._max_tokens,
+        )
+
+    def estimate_bias(self, images: Sequence[Image], names: Sequence[Sequence[str]]) -> OptionPrior:
+        """Estimate what the model gives each place of a list, whatever stands there; no labels are needed.
+
+        Each image's names are shown in all cyclic orders, k questions for k names; what ``bias`` and ``permutations``
+        this ranker has play no part. A few dozen images do. Take lists as they will be ranked: as long, of names as
+        alike.
+
+        Args:
+            images: n RGB images.
+            names: Each image's candidates; lists of less than two different names tell nothing.
+
+        Returns:
+            The prior, for `with_bias` and ``Ranker(…, bias=…)``.
+
+        Raises:
+            OptionError: The strategy shows no order, or gives no scores.
+            InputError: The counts differ, or no image gave scores that can be used.
+            ChatError: The MLLM cannot answer.
+
+        Example:
+            >>> from PIL import Image
+            >>> from rarvision.testing import FakeChat
+            >>> chat = FakeChat({"cat": -1.0, "dog": -1.5}, place_bias=(1.0, 0.0))
+            >>> image = Image.new("RGB", (8, 8))
+            >>> ranker = Ranker(chat, strategy="choice")
+            >>> ranker.rank(image, ["dog", "cat"]).order  # the first place is worth more than the better name
+            (0, 1)
+            >>> prior = ranker.estimate_bias([image], [["dog", "cat"]])
+            >>> round(prior.log_priors[2][0] - prior.log_priors[2][1], 3)
+            1.0
+            >>> ranker.with_bias(prior).rank(image, ["dog", "cat"]).order
+            (1, 0)
+        """
+        self._require_scores_of_places("a prior of letters and places")
+        if len(images) != len(names):
+            raise InputError(f"expected one list of names for each image: {len(images)} images, {len(names)} lists")
+        distinct = [tuple(dict.fromkeys(candidates)) for candidates in names]
+        asked = [(image, candidates) for image, candidates in zip(images, distinct, strict=True) if len(candidates) > 1]
+        shown = [[tuple(c[i] for i in order) for order in rotations(len(c), "all")] for _, c in asked]
+        flat = [(image, order) for (image, _), orders in zip(asked, shown, strict=True) for order in orders]
+        scores = iter(self._scores([image for image, _ in flat], [order for _, order in flat]) if flat else ())
+        tables = [np.stack([next(scores) for _ in orders]) for orders in shown]
+        return estimate_prior(tables, chat=self._chat.name, asked=self._asked)
+
+    def _check_corrections(self) -> None:
+        """Refuse what this strategy has no use for, and a prior of other questions."""
+        if not math.isfinite(self._blank_weight) or self._blank_weight < 0:
+            raise OptionError(f"blank_weight must be a number from 0 up, got {self._blank_weight}")
+        if self._blank_weight and self._strategy != "likelihood":
+            raise OptionError(f"blank_weight goes with the strategy 'likelihood', got {self._strategy!r}")
+        if self._permutations != 1 and not self._shows_order:
+            raise OptionError(
+                f"permutations go with strategies that show a list; {self._kind} asks name by name, in no order"
+            )
+        if self._bias is None:
+            return
+        self._require_scores_of_places("bias")
+        if self._bias.asked != self._asked:
+            theirs, ours = self._bias.asked, self._asked
+            differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+            changes = "; ".join(
+                f"{key}: {theirs.get(key)!r:.80} there, {ours.get(key)!r:.80} here" for key in differing
+            )
+            raise OptionError(f"the prior was estimated on other questions ({changes}); estimate it with this ranker")
+
+    @property
+    def _shows_order(self) -> bool:
+        return self._strategy != "pointwise" and self._with_list
+
+    @property
+    def _kind(self) -> str:
+        return repr(self._strategy) + ("" if self._with_list else " without the list")
+
+    def _require_scores_of_places(self, what: str) -> None:
+        if self._strategy == "generate" or not self._shows_order:
+            why = "gives no scores" if self._strategy == "generate" else "asks name by name, in no order"
+            raise OptionError(f"{what} goes with 'choice' and 'likelihood' with the list; {self._kind} {why}")
+
     def _rank_distinct(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
-        orders = [_shown_order(candidates, self._shuffle) for candidates in names]
-        shown = [tuple(candidates[i] for i in order) for candidates, order in zip(names, orders, strict=True)]
+        bases = [_shown_order(candidates, self._shuffle) for candidates in names]
+        orders = [[[base[i] for i in turn] for turn in rotations(len(base), self._permutations)] for base in bases]
+        places: dict[tuple[int, tuple[str, ...]], int] = {}  # of each different question: an image and a list as shown
+        mine = [
+            [places.setdefault((id(image), tuple(candidates[i] for i in order)), len(places)) for order in each]
+            for image, candidates, each in zip(images, names, orders, strict=True)
+        ]
+        by_id = {id(image): image for image in images}
+        asked, shown = [by_id[key] for key, _ in places], [order for _, order in places]
         if self._strategy == "generate":
-            completions = self._generate(images, shown)
-            return [self._read(*answered) for answered in zip(completions, shown, orders, strict=True)]
+            answers = self._generate(asked, shown)
+            return [
+                self._join([self._read(answers[at], shown[at], o) for at, o in zip(rows, each, strict=True)])
+                for rows, each in zip(mine, orders, strict=True)
+            ]
+        scores = self._scores(asked, shown)
+        if self._bias is not None:
+            scores = [values - self._bias.for_options(len(values)) for values in scores]
+        return [
+            self._from_scores(np.stack([scores[at][np.argsort(o)] for at, o in zip(rows, each, strict=True)]))
+            for rows, each in zip(mine, orders, strict=True)
+        ]
+
+    def _scores(self, images: Sequence[Image], shown: Sequence[tuple[str, ...]]) -> _Scores:
+        """Scores of the names as shown, less those under a blank image where that is asked for."""
         score = {"choice": self._choose, "likelihood": self._score_names, "pointwise": self._ask_each}[self._strategy]
         scores = [np.asarray(values, dtype=np.float64) for values in score(images, shown)]
-        return [self._from_scores(values[np.argsort(order)]) for values, order in zip(scores, orders, strict=True)]
+        if not self._blank_weight:
+            return scores
+        blank = self._blank_scores(shown)
+        return [
+            values - self._blank_weight * normalised(blank[names]) for values, names in zip(scores, shown, strict=True)
+        ]
+
+    def _blank_scores(self, shown: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Float[np.ndarray, " n"]]:
+        """Scores of each list under a blank image, from those kept as far as they are."""
+        kept = {names: values for names in shown if (values := self._blank.get(names)) is not None}
+        missing = [names for names in dict.fromkeys(shown) if names not in kept]
+        if missing:
+            scores = self._score_names([self._blank.image] * len(missing), missing)
+            for names, values in zip(missing, scores, strict=True):
+                kept[names] = np.asarray(values, dtype=np.float64)
+                self._blank.put(names, kept[names])
+        return kept
 
     def _generate(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Completion]:
         requests = [
@@ -310,21 +416,33 @@ class Ranker(BaseRanker):
         ends = np.cumsum([len(candidates) for candidates in names])[:-1]
         return np.split(odds, ends)
 
-    def _from_scores(self, scores: Float[np.ndarray, " n"]) -> Ranking:
-        """Best score first, ties in retrieval's order; what is not a number means retrieval's order."""
-        wrong = int(np.count_nonzero(np.isnan(scores) | (scores == np.inf)))
-        unreported = int(np.count_nonzero(scores == -np.inf))
-        if wrong or unreported == len(scores):
-            reason = (
-                f"{wrong} of {len(scores)} scores are not numbers" if wrong else "no candidate's score was reported"
-            )
-            return Ranking(order=tuple(range(len(scores))), strategy=self._strategy, status="fallback", reason=reason)
+    def _join(self, rankings: Sequence[Ranking]) -> Ranking:
+        """One ranking from the lists that were written for several orders; those that cannot be read do not count."""
+        if len(rankings) == 1:
+            return rankings[0]
+        read = [ranking for ranking in rankings if ranking.status != "fallback"]
+        flawed = [ranking for ranking in rankings if ranking.reason is not None]
+        reason = f"{len(flawed)} of {len(rankings)} orders, the first: {flawed[0].reason}" if flawed else None
         return Ranking(
-            order=tuple(int(i) for i in np.argsort(-scores, kind="stable")),
-            log_scores=tuple(float(score) for score in scores),
+            order=mean_ranks([ranking.order for ranking in read or rankings[:1]]),
+            status="fallback" if not read else "repaired" if flawed else "ranked",
+            reason=reason,
+            raw="\n".join(str(ranking.raw) for ranking in rankings),
             strategy=self._strategy,
-            status="repaired" if unreported else "ranked",
-            reason=f"{unreported} of {len(scores)} scores were not reported" if unreported else None,
+        )
+
+    def _from_scores(self, scores: Float[np.ndarray, "orders n"]) -> Ranking:
+        """Best score first, ties in retrieval's order; what is not a number means retrieval's order."""
+        joined = join_scores(scores)
+        if joined.log_scores is None:
+            order = tuple(range(scores.shape[1]))
+            return Ranking(order=order, strategy=self._strategy, status="fallback", reason=joined.reason)
+        return Ranking(
+            order=tuple(int(i) for i in np.argsort(-joined.log_scores, kind="stable")),
+            log_scores=tuple(float(score) for score in joined.log_scores),
+            strategy=self._strategy,
+            status="repaired" if joined.reason is not None else "ranked",
+            reason=joined.reason,
         )
 
 

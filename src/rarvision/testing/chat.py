@@ -33,6 +33,8 @@ class FakeChat(Chat):
         context_limit: As reported.
         error: Raised by every question.
         name: For reports.
+        place_bias: Added to the score of the name at the first place of a list, the second, …: a model that prefers
+            some letters or places, whatever stands there.
 
     Attributes:
         calls: Method and request of every question, in order.
@@ -47,6 +49,7 @@ class FakeChat(Chat):
         context_limit: int | None = None,
         error: Exception | None = None,
         name: str = "fake",
+        place_bias: Sequence[float] = (),
     ) -> None:
         self._scores = scores if scores is not None else {}
         self._answers = answers
@@ -56,6 +59,7 @@ class FakeChat(Chat):
         self._context_limit = context_limit
         self._error = error
         self._name = name
+        self._place_bias = tuple(place_bias)
         self.calls: list[tuple[str, ChatRequest]] = []
 
     @property
@@ -93,8 +97,10 @@ class FakeChat(Chat):
                 name = max((name for name in self._known(request)), key=len, default="")
                 values = [self._score(request, name) if option.lower() == "yes" else 0.0 for option in letters]
             else:
-                values = [self._score(request, lines.get(letter, letter)) for letter in letters]
-            found.append(np.asarray(values) - np.logaddexp.reduce(values))
+                names = [lines.get(letter, letter) for letter in letters]
+                values = [self._score(request, name) + self._bias(place) for place, name in enumerate(names)]
+            with np.errstate(invalid="ignore"):  # a script may say that a score is not a number
+                found.append(np.asarray(values) - np.logaddexp.reduce(values))
         return found
 
     def continuation_log_probs(
@@ -102,13 +108,13 @@ class FakeChat(Chat):
     ) -> list[tuple[Float[np.ndarray, " n"], tuple[int, ...]]]:
         """The score of the name inside each continuation, at most 0."""
         self._begin("continuation_log_probs", requests, served=self._capabilities.continuation_log_probs)
-        return [
-            (
-                np.array([min(0.0, self._score(request, text.strip("[]'\" "))) for text in texts]),
-                tuple(max(1, len(text.split())) for text in texts),
-            )
-            for request, texts in zip(requests, continuations, strict=True)
-        ]
+        found = []
+        for request, texts in zip(requests, continuations, strict=True):
+            names = [text.strip("[]'\" ") for text in texts]
+            scores = self._placed(request, names)
+            values = np.minimum(0.0, np.array([scores[name] for name in names], dtype=np.float64))
+            found.append((values, tuple(max(1, len(text.split())) for text in texts)))
+        return found
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Words, and 1 for an image."""
@@ -123,11 +129,13 @@ class FakeChat(Chat):
 
     def _answer(self, request: ChatRequest, constraint: ListConstraint | None, max_tokens: int) -> Completion:
         if constraint is not None:
-            best = sorted(constraint.names, key=lambda name: -self._score(request, name))
+            scores = self._placed(request, constraint.names)
+            best = sorted(constraint.names, key=lambda name: -scores[name])
             text = constraint.opening + constraint.separator.join(best) + constraint.closing
             return Completion(text=text, finish_reason="stop")
         if self._answers is None:
-            best = sorted(self._known(request), key=lambda name: -self._score(request, name))
+            scores = self._placed(request, self._known(request))
+            best = sorted(scores, key=lambda name: -scores[name])
             text = "['" + "', '".join(best) + "']"
         elif isinstance(self._answers, str):
             text = self._answers
@@ -146,6 +154,17 @@ class FakeChat(Chat):
         """The names with a score that the prompt mentions, in the order of the scores."""
         text = _text(request)
         return [] if callable(self._scores) else [name for name in self._scores if name in text]
+
+    def _placed(self, request: ChatRequest, names: Sequence[str]) -> dict[str, float]:
+        """Scores by name, with what their places in the prompt's list add."""
+        text = _text(request)
+        scores = {name: self._score(request, name) for name in names}
+        quoted = {name: text.find(f"'{name}'") for name in scores}
+        listed = sorted((name for name, at in quoted.items() if at >= 0), key=quoted.__getitem__)
+        return scores | {name: scores[name] + self._bias(place) for place, name in enumerate(listed)}
+
+    def _bias(self, place: int) -> float:
+        return self._place_bias[place] if place < len(self._place_bias) else 0.0
 
     def _score(self, request: ChatRequest, name: str) -> float:
         return self._scores(request, name) if callable(self._scores) else self._scores.get(name, _UNKNOWN)
