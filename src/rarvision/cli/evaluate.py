@@ -83,16 +83,7 @@ def evaluate(
     from rarvision.evaluate import evaluate as measure
 
     models.set_max_pixels(path.max_pixels)
-    if audit_order is None and audit_seed:
-        raise OptionError("--audit-seed goes with --audit-order")
-    if audit_order is not None and path.ranker == "none":
-        raise OptionError("--audit-order needs --ranker: retrieval alone shows no list to anybody")
-    if plot:
-        from rarvision.plots import check_plot
-
-        if audit_order is not None:
-            raise OptionError("--plot draws risk and coverage of an evaluation; it does not go with --audit-order")
-        check_plot(plot)
+    _check_audit(audit_order, audit_seed, path, plot)
     opened = open_dataset(dataset)
     if isinstance(opened, NameList):
         raise DatasetError(f"{dataset}: holds names only; evaluation needs images with labels")
@@ -118,6 +109,20 @@ def evaluate(
         print_table(("", ""), report.table())
     if report.failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _check_audit(orders: int | None, seed: int, path: PathOptions, plot: Path | None) -> None:
+    """Refuse what would only fail, or be ignored, after a long run."""
+    if orders is None and seed:
+        raise OptionError("--audit-seed goes with --audit-order")
+    if orders is not None and path.ranker == "none":
+        raise OptionError("--audit-order needs --ranker: retrieval alone shows no list to anybody")
+    if plot:
+        from rarvision.plots import check_plot
+
+        if orders is not None:
+            raise OptionError("--plot draws risk and coverage of an evaluation; it does not go with --audit-order")
+        check_plot(plot)
 
 
 def _spread_over(dataset: Dataset, n: int) -> list[Sample]:
