@@ -25,7 +25,7 @@ from rarvision.metrics import (
 from rarvision.pipeline import RecognitionFailure, Recognizer
 from rarvision.types import Prediction
 
-__all__ = ["EvaluatedImage", "Report", "evaluate"]
+__all__ = ["EvaluatedImage", "Report", "check_configuration", "evaluate"]
 
 _STATUSES = ("ranked", "repaired", "fallback")
 _HASHES = {"memory_content": "the memory's entries", "dataset_fingerprint": "the dataset"}
@@ -316,14 +316,18 @@ def _read_done(path: Path, configuration: Mapping[str, Any]) -> tuple[dict[str, 
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not the file of an evaluation ({error}); {advice}") from error
     if end and (done or not images):
-        _check_configuration(path, there, configuration, advice)
+        check_configuration(path, there, configuration, advice)
     elif there != json.loads(json.dumps(configuration)):
         return {}, 0
     return done, end
 
 
-def _check_configuration(path: Path, there: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
-    """Refuse to mix results of different configurations."""
+def check_configuration(path: Path, there: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
+    """Refuse to mix results of different configurations.
+
+    Raises:
+        InputError: They differ; says in what, and what to do by ``advice``.
+    """
     expected = json.loads(json.dumps(now))
     differing = [key for key in {**there, **expected} if there.get(key) != expected.get(key)]
     if differing:
