@@ -13,7 +13,14 @@ from typing import IO, Any, Self, final
 
 from rarvision.errors import DatasetError, InputError
 from rarvision.evaluate import check_configuration
-from rarvision.tuning.manifest import MANIFEST_VERSION, TuningExample, example_line, header_line, read_settings
+from rarvision.tuning.manifest import (
+    MANIFEST_VERSION,
+    VERSION_KEY,
+    TuningExample,
+    example_line,
+    header_line,
+    read_settings,
+)
 
 __all__ = ["REPORT", "ManifestWriter", "example_id", "finished_report"]
 
@@ -70,7 +77,7 @@ class ManifestWriter:
         noted: What `note` was told, by an earlier run or this one; None before.
 
     Raises:
-        InputError: The ``.part`` is of other settings, or none of ours.
+        InputError: The ``.part`` holds examples of other settings, or is none of ours.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
@@ -90,8 +97,9 @@ class ManifestWriter:
             self.flush()
 
     def _read(self) -> int:
-        """Count what is there; returns where the last complete line ends."""
+        """Count what is there; returns where the last complete line ends, 0 to start anew where there is no example."""
         end = 0
+        there: dict[str, Any] = {}
         try:
             with self.part.open("rb") as file:
                 for line in file:
@@ -99,16 +107,21 @@ class ManifestWriter:
                         break
                     values = json.loads(line)
                     if end == 0:
-                        if values.pop("rarvision_tuning") != MANIFEST_VERSION:
+                        there = {key: value for key, value in values.items() if key != VERSION_KEY}
+                        if values[VERSION_KEY] != MANIFEST_VERSION:
                             raise InputError(f"{self.part}: written by another version of rarvision; {_ADVICE}")
-                        check_configuration(self.part, values, self._settings, _ADVICE)
                     elif _NOTE in values:
                         self.noted = dict(values[_NOTE])
                     else:
                         self._count(values["id"], len(values["candidates"]))
                     end += len(line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.part}: not what an interrupted run left ({error}); {_ADVICE}") from error
+            raise InputError(f"{self.part}: not what an interrupted run left ({error!r}); {_ADVICE}") from error
+        if self.examples:
+            check_configuration(self.part, there, self._settings, _ADVICE)
+        elif there != json.loads(json.dumps(self._settings)):
+            self.noted = None
+            return 0
         return end
 
     def _count(self, example: str, names: int) -> None:
