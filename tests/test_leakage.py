@@ -36,7 +36,7 @@ def alike(first, second):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [sample.image for sample in FieldGuide("birds", categories=20, images_per_category=3, size=96, seed=4)]
+    return [sample.image for sample in FieldGuide("birds", categories=10, images_per_category=5, size=96, seed=4)]
 
 
 def saved(image, folder, name, **options):
@@ -65,7 +65,7 @@ def test_the_hash_is_the_plain_transform(scenes):
     [
         lambda image, folder: load_picture(saved(image, folder, "a.jpg", quality=50)),
         lambda image, folder: Picture.of(image.resize((48, 48), Image.Resampling.BICUBIC)),
-        lambda image, folder: load_picture(saved(image.resize((300, 300)), folder, "b.png")),
+        lambda image, folder: load_picture(saved(image.resize((160, 160)), folder, "b.png")),
         lambda image, folder: Picture.of(ImageEnhance.Brightness(image).enhance(1.05)),
         lambda image, folder: Picture.of(image).cut(0.01, 0.01, 0.99, 0.99),
     ],

@@ -53,6 +53,16 @@ if TYPE_CHECKING:
     from rarvision.pipeline import RecognitionFailure, Recognizer
     from rarvision.ranking import BaseRanker, Ranker
     from rarvision.retrieval import Retriever, leave_one_out
+    from rarvision.tuning import (
+        LeakageReport,
+        TuningExample,
+        TuningReport,
+        build_tuning_data,
+        check_leakage,
+        convert_manifest,
+        image_set,
+        read_manifest,
+    )
     from rarvision.types import (
         Candidate,
         Entry,
@@ -83,6 +93,7 @@ __all__ = [
     "Index",
     "Item",
     "JSONLDataset",
+    "LeakageReport",
     "LocalChat",
     "LocalMemory",
     "Memory",
@@ -100,9 +111,15 @@ __all__ = [
     "Retriever",
     "Sample",
     "TransformersEncoder",
+    "TuningExample",
+    "TuningReport",
+    "build_tuning_data",
+    "check_leakage",
+    "convert_manifest",
     "evaluate",
     "export_faiss",
     "export_parquet",
+    "image_set",
     "import_faiss",
     "import_parquet",
     "iter_image_paths",
@@ -111,6 +128,7 @@ __all__ = [
     "open_chat",
     "open_dataset",
     "open_memory",
+    "read_manifest",
     "same_encoder",
     "weights_path",
 ]
@@ -160,6 +178,14 @@ _HOME = {
     "Ranker": "ranking",
     "Retriever": "retrieval",
     "leave_one_out": "retrieval",
+    "LeakageReport": "tuning",
+    "TuningExample": "tuning",
+    "TuningReport": "tuning",
+    "build_tuning_data": "tuning",
+    "check_leakage": "tuning",
+    "convert_manifest": "tuning",
+    "image_set": "tuning",
+    "read_manifest": "tuning",
     "Candidate": "types",
     "Entry": "types",
     "Neighbour": "types",
