@@ -278,9 +278,9 @@ def test_an_image_is_not_its_own_neighbour_under_another_name(tmp_path):
             continue
         report = build_tuning_data(memory, folder / "t.jsonl", k=2, neighbours=3, seed=seed)
         assert report.self_matches == 1
-        asked = 1 if half[2] else 3  # the entry of the two that is asked about; nearest to it are those of c
-        retrieved = [e.retrieved for e in read_manifest(folder / "t.jsonl") if e.id.startswith(f"{asked}-")]
-        assert all(names[0] == "c" for names in retrieved)
+        asked, label = (1, "a") if half[2] else (3, "b")  # the entry of the two that is asked about
+        found = {e.id: e.retrieved for e in read_manifest(folder / "t.jsonl")}
+        assert found[f"{asked}-0"] == ("c", label)  # the other one would stand before them, and take the window
         return
     pytest.fail("no seed separates the two")
 

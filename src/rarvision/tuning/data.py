@@ -377,8 +377,8 @@ class _Making:
         )
         found = retrieved[places]
         keep = np.ones(found.shape, dtype=bool)
-        if not options.paper_compat:
-            query, rank = np.nonzero(similarities >= _ALIKE)
+        query, rank = np.nonzero(similarities >= _ALIKE)
+        if len(query) and not options.paper_compat:
             pairs = np.stack((ids[rows[query]], ids[found[query, rank]]), axis=-1)
             unique = np.unique(pairs)
             content = dict(zip(unique.tolist(), (entry.content for entry in memory.records(unique)), strict=True))
