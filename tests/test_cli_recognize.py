@@ -186,7 +186,7 @@ def test_a_prompt_that_is_no_text(run, memory, photos, tmp_path):
     assert "save it as UTF-8" in result.stderr
     assert result.stderr.count("\n") == 1
     prompt.write_text("Sort: {categories}", encoding="utf-8-sig")
-    assert models._prompt(str(prompt)) == "Sort: {categories}"
+    assert models.read_prompt(str(prompt)) == "Sort: {categories}"
     run(*command, "--prompt", prompt)
 
 

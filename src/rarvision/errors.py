@@ -7,6 +7,7 @@
     │   ├── ImageError             an image cannot be read: truncated, empty, not an image
     │   │   └── ImageTooLargeError more pixels than the limit; refused before decoding
     │   ├── DatasetError           a folder, CSV, JSONL or name list is not as documented
+    │   ├── LeakageError           sets that must be apart share images or categories
     │   └── OptionError            an option's value is out of range or unknown
     ├── MissingExtraError          an optional dependency is not installed; names the exact command
     ├── EncoderError               an encoder cannot be loaded or returned something that is not a vector
@@ -41,6 +42,7 @@ __all__ = [
     "ImageError",
     "ImageTooLargeError",
     "InputError",
+    "LeakageError",
     "MemoryCorruptError",
     "MemoryEmptyError",
     "MemoryExistsError",
@@ -72,6 +74,10 @@ class ImageTooLargeError(ImageError):
 
 class DatasetError(InputError):
     """A folder, CSV, JSONL or list of names is not as documented."""
+
+
+class LeakageError(InputError):
+    """Images or categories that are tested with are also learnt from, or stored in the memory."""
 
 
 class OptionError(InputError):

@@ -12,7 +12,7 @@ from typing import IO, Any, Generic, Self, TypeVar
 from rarvision.datasets.base import Dataset
 from rarvision.errors import DatasetError, InputError
 
-__all__ = ["RunFile", "labels_by_source", "markdown_table"]
+__all__ = ["RunFile", "check_configuration", "labels_by_source", "markdown_table"]
 
 _Done = TypeVar("_Done")
 _HASHES = {"memory_content": "the memory's entries", "dataset_fingerprint": "the dataset"}
@@ -133,14 +133,18 @@ def _read_done(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not the file of an evaluation ({error}); {_ADVICE}") from error
     if end and (done or not images):
-        _check_configuration(path, there, configuration)
+        check_configuration(path, there, configuration)
     elif there != json.loads(json.dumps(configuration)):
         return {}, 0
     return done, end
 
 
-def _check_configuration(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to mix results of different configurations."""
+def check_configuration(path: Path, there: Mapping[str, Any], now: Mapping[str, Any], advice: str = _ADVICE) -> None:
+    """Refuse to mix results of different configurations.
+
+    Raises:
+        InputError: They differ; says in what, and what to do by ``advice``.
+    """
     expected = json.loads(json.dumps(now))
     differing = [key for key in {**there, **expected} if there.get(key) != expected.get(key)]
     if differing:
@@ -150,4 +154,4 @@ def _check_configuration(path: Path, there: Mapping[str, Any], now: Mapping[str,
             else f"{key}: {there.get(key)!r:.80} there, {expected.get(key)!r:.80} now"
             for key in differing
         )
-        raise InputError(f"{path}: holds the results of another configuration ({changes}); {_ADVICE}")
+        raise InputError(f"{path}: holds the results of another configuration ({changes}); {advice}")

@@ -35,6 +35,7 @@ __all__ = [
     "open_recognizer",
     "quiet_transformers",
     "ray_options",
+    "read_prompt",
     "set_max_pixels",
 ]
 
@@ -161,7 +162,7 @@ def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int 
     """Open a ranker by hub name, folder, URL, or ``embedded:mllm``; None for ``none``."""
     if wanted.spec == "none":
         return None
-    template = _prompt(wanted.prompt)
+    template = read_prompt(wanted.prompt)
     from rarvision.ranking import Ranker
 
     ranker = Ranker(
@@ -204,7 +205,7 @@ def _open_chat(wanted: RankerOptions, *, device: str, batch_size: int) -> Chat:
     )
 
 
-def _prompt(given: str | None) -> str | None:
+def read_prompt(given: str | None) -> str | None:
     """A prompt's name as it is; the text of a file."""
     from rarvision.ranking.prompts import RANKING_PROMPTS
 

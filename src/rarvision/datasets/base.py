@@ -15,7 +15,7 @@ from PIL.Image import Image
 from rarvision.errors import DatasetError, OptionError
 from rarvision.types import Box, Sample
 
-__all__ = ["Dataset", "Item", "Subset"]
+__all__ = ["Dataset", "Item", "Subset", "draw"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,14 +130,15 @@ class Dataset(abc.ABC):
         chosen: list[int] = []
         for category, members in by_category.items():
             if order == "random":
-                draws = [(_draw(seed, category, rank), index) for rank, index in enumerate(members)]
+                draws = [(draw(seed, category, rank), index) for rank, index in enumerate(members)]
                 members = [index for _, index in sorted(draws)]  # noqa: PLW2901 - the shuffled members
             chosen.extend(members[:shots])
         label = f"{shots}-shot, " + (f"seed {seed}" if order == "random" else "the first")
         return self.select(sorted(chosen), name=f"{self.name} ({label})")
 
 
-def _draw(seed: int, category: str, rank: int) -> bytes:
+def draw(seed: int, category: str, rank: int) -> bytes:
+    """Bytes to sort by for a random order that is the same on every machine and version."""
     return hashlib.sha256(f"{seed}\0{category}\0{rank}".encode("utf-8", "surrogatepass")).digest()
 
 

@@ -19,7 +19,17 @@ from rarvision.images import Picture, load_image, thumbnail
 from rarvision.memory.records import AddReport, NewEntry
 from rarvision.types import Box, Modality, Sample, box_suffix
 
-__all__ = ["Adding", "Decode", "batches", "box_of", "check_category", "hash_sample", "new_text", "open_entry"]
+__all__ = [
+    "Adding",
+    "Decode",
+    "batches",
+    "box_of",
+    "check_category",
+    "content_hash",
+    "hash_sample",
+    "new_text",
+    "open_entry",
+]
 
 
 _BOX = "box_xyxy"  # key of an entry's metadata: the part of its image that it is, where it is not all of it
@@ -137,14 +147,14 @@ def hash_sample(sample: Sample) -> tuple[Sample, NewEntry | InputError]:
             category=sample.label,
             modality="image",
             source=sample.source,
-            content=_content_hash(sample.image, sample.box_xyxy),
+            content=content_hash(sample.image, sample.box_xyxy),
             metadata=dict(sample.metadata) | ({} if sample.box_xyxy is None else {_BOX: list(sample.box_xyxy)}),
         )
     except InputError as error:
         return sample, error
 
 
-def _content_hash(image: Path | Image.Image, box: Box | None) -> bytes:
+def content_hash(image: Path | Image.Image, box: Box | None) -> bytes:
     """SHA-256 of a file's bytes, or of a decoded image's mode, size and pixels; and of the box, where there is one."""
     whole = _image_hash(image)
     return whole if box is None else hashlib.sha256(whole + struct.pack("<4d", *box)).digest()
@@ -178,7 +188,7 @@ def open_entry(entry: NewEntry) -> Image.Image | None:
     box = box_of(entry.metadata)
     path = Path(entry.source.removesuffix(box_suffix(box)))
     try:
-        if _content_hash(path, box) != entry.content:
+        if content_hash(path, box) != entry.content:
             return None
         image = load_image(path)
         return image if box is None else Picture.of(image).cropped(box).whole()
