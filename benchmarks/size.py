@@ -88,7 +88,7 @@ def measure(rows: int, *, store: str | None, rounds: int) -> dict[str, Any]:
         "single": single,
         "bytes": index.bytes_per_vector,
     }
-    result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # building and searching
     if exact is not None:
         few = max(1, rounds // 3) if rows > 200_000 else rounds
         result["exact_batch"], result["exact_single"] = queries_per_s(
