@@ -28,9 +28,6 @@ _LogProbs = Float[np.ndarray, " _"]
 _MEMORY_BUDGET = 512 * 2**20
 """Bytes that the repeated cache and the logits of one forward pass may take, beyond one prompt's continuations."""
 
-_ACTIVATIONS = 32
-"""Numbers a token and hidden dimension that a forward pass holds at a time, about."""
-
 _FAILURES = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What a model raises that takes no cache, or not as it is used here."""
 
@@ -263,13 +260,17 @@ class ContinuationScorer:
     def _score_branches(
         self, prompts: BranchedPrompts, continuations: Sequence[Sequence[Sequence[int]]]
     ) -> list[_LogProbs]:
-        """The beginnings once; then the prompts on their cache, as many at a time as memory holds."""
+        """The beginnings once; then the prompts on their cache.
+
+        As many at a time as have about as many tokens as the beginnings: what fits them fits these, and on a CPU more
+        at a time would be slower, for its caches.
+        """
         stems = self._forward_prompts(prompts.stems, keep=1, use_cache=True)
         if any(getattr(stems.cache, "is_sliding", ())) or any(getattr(stems.cache, "is_linear", ())):
             raise NotImplementedError("its attention slides over a window or keeps a state, in which padding counts")
         longest = max(map(len, prompts.rests))
-        a_row = 2 * _cache_bytes(stems.cache) + longest * self._bytes_a_token()
-        size = int(max(4, len(stems.mask), _MEMORY_BUDGET // max(1, a_row)))
+        fitting = min(stems.mask.numel() // longest, _MEMORY_BUDGET // max(1, 2 * _cache_bytes(stems.cache)))
+        size = max(4, len(stems.mask), fitting)
         rows = sorted(range(len(prompts.rests)), key=lambda row: len(prompts.rests[row]))  # of like length together
         found: dict[int, _LogProbs] = {}
         for start in range(0, len(rows), size):
@@ -302,7 +303,8 @@ class ContinuationScorer:
 
         mask = computed.mask
         rests = sorted(rests, key=lambda item: len(item[2]))  # rows of like length share a chunk
-        a_row = 2 * _cache_bytes(computed.cache) + len(rests[-1][2]) * self._bytes_a_token(computed.logits)
+        logits = computed.logits
+        a_row = 2 * _cache_bytes(computed.cache) + len(rests[-1][2]) * logits.shape[-1] * (logits.element_size() + 8)
         size = int(max(4, _MEMORY_BUDGET // max(1, a_row)))
         chunks = [rests[at : at + size] for at in range(0, len(rests), size)]
         for number, chunk in enumerate(chunks):
@@ -320,12 +322,6 @@ class ContinuationScorer:
             sums = values.masked_fill(seen.to(values.device) == 0, 0.0).sum(-1).tolist()
             for (row, i, _), total in zip(chunk, sums, strict=True):
                 totals[row][i] += total
-
-    def _bytes_a_token(self, logits: Any = None) -> int:
-        """Bytes that one token takes in a forward pass: of its logits where they are given, else of its activations."""
-        if logits is not None:
-            return int(logits.shape[-1] * (logits.element_size() + 8))
-        return int(self._model.config.get_text_config().hidden_size * _ACTIVATIONS * self._model.dtype.itemsize)
 
     def _scratch(self, prompt: Prompts, texts: Sequence[Sequence[int]]) -> _LogProbs:
         """Each continuation of one prompt by a full forward pass of its own: slow, but needs no cache or positions."""
