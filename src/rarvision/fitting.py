@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from rarvision.calibration import (
     unknown_probability,
 )
 from rarvision.errors import ImageError, InputError, MemoryEmptyError, OptionError
-from rarvision.images import load_image
+from rarvision.exemplars import Exemplars, entry_image
 from rarvision.judging import fit_key, keep_fit, merged, parts_of, ranked_places
-from rarvision.memory.adding import open_entry
 from rarvision.memory.base import Memory
 from rarvision.metrics import area_under_roc, brier_score, expected_calibration_error
 from rarvision.pipeline import Recognizer
+from rarvision.ranking import Showing
 from rarvision.types import Candidate, Entry, Ranking
 
 __all__ = ["fit_recognizer"]
@@ -174,14 +173,10 @@ class _Opener:
         self._memory = memory
 
     def __call__(self, entry: Entry) -> Image.Image:
-        (record,) = self._memory.records([entry.id])
-        image = open_entry(record)
-        if image is not None:
-            return image
-        jpeg = self._memory.thumbnail(entry.id)
-        if jpeg is None:
+        image = entry_image(self._memory, entry.id)
+        if image is None:
             raise ImageError(f"{entry.source}: the image is gone or has changed, and there is no thumbnail")
-        return load_image(Image.open(io.BytesIO(jpeg)))
+        return image
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -196,6 +191,7 @@ def _asked(
 ) -> Iterator[tuple[_Question, Ranking | None]]:
     """Each question with the ranker's answer; images that cannot be had are left out."""
     done = 0
+    exemplars = Exemplars(recognizer.memory, Showing() if recognizer.ranker is None else recognizer.ranker.showing)
     for start in range(0, len(questions), _AT_ONCE):
         part = questions[start : start + _AT_ONCE]
         new = [q for q in part if q.key not in answers.known] if recognizer.ranker is not None else []
@@ -207,8 +203,9 @@ def _asked(
             except ImageError:
                 answers.missing.add(question.key)
         if shown and recognizer.ranker is not None:
+            context = exemplars.of([q.candidates for q, _ in shown], without=[q.entry for q, _ in shown])
             rankings = recognizer.ranker.rank_batch(
-                [image for _, image in shown], [[c.category for c in q.candidates] for q, _ in shown]
+                [image for _, image in shown], [[c.category for c in q.candidates] for q, _ in shown], context
             )
             for (question, _), ranking in zip(shown, rankings, strict=True):
                 answers.add(question.key, ranking)

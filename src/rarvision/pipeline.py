@@ -27,10 +27,11 @@ from rarvision.errors import (
     OptionError,
     RarvisionError,
 )
+from rarvision.exemplars import Exemplars
 from rarvision.images import Picture, load_image
 from rarvision.judging import Judge
 from rarvision.memory.base import Memory
-from rarvision.ranking import BaseRanker, OptionPrior, Ranker
+from rarvision.ranking import BaseRanker, OptionPrior, Ranker, Showing, Shown
 from rarvision.ranking.outage import Outage, fallback
 from rarvision.retrieval import Retriever
 from rarvision.types import Candidate, Prediction, Ranking, Sample
@@ -62,6 +63,13 @@ class RecognitionFailure:
 class _Loaded:
     source: str
     image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    image: Image
+    names: Sequence[str]
+    shown: Sequence[Shown] | None
 
 
 class Recognizer:
@@ -126,6 +134,7 @@ class Recognizer:
         self._batch_size = batch_size
         self._views = check_views(views)
         self._outage = Outage()
+        self._exemplars = Exemplars(memory, Showing() if ranker is None else ranker.showing)
         self._judging: dict[str, Any] = {
             "calibration": calibration,
             "fit": fit,
@@ -410,38 +419,40 @@ class Recognizer:
         """A ranking for each image, or the error where the MLLM's preprocessing refuses it."""
         if self._ranker is None:
             return [None] * len(items)
-        images = [item.image for item in items]
-        names = [[candidate.category for candidate in candidates] for candidates in found]
+        shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or [None] * len(items)
+        questions = [
+            _Question(item.image, [candidate.category for candidate in candidates], each)
+            for item, candidates, each in zip(items, found, shown, strict=True)
+        ]
         rankings: list[Ranking | ImageError] = []
-        if images and self._outage.suspected and not self._outage.waiting:
-            rankings.append(self._rank_alone(self._ranker, images[0], names[0]))
+        if questions and self._outage.suspected and not self._outage.waiting:
+            rankings.append(self._rank_alone(self._ranker, questions[0]))
+        left = questions[len(rankings) :]
         if self._outage.suspected:
-            left = names[len(rankings) :]
-            return [*rankings, *(self._outage.not_asked(len(each), self._ranker.strategy) for each in left)]
-        return [*rankings, *self._rank_together(self._ranker, images[len(rankings) :], names[len(rankings) :])]
+            return [*rankings, *(self._outage.not_asked(len(each.names), self._ranker.strategy) for each in left)]
+        return [*rankings, *self._rank_together(self._ranker, left)]
 
-    def _rank_together(
-        self, ranker: BaseRanker, images: Sequence[Image], names: Sequence[Sequence[str]]
-    ) -> list[Ranking | ImageError]:
+    def _rank_together(self, ranker: BaseRanker, questions: Sequence[_Question]) -> list[Ranking | ImageError]:
         """As a batch; where that fails one by one, until the MLLM is taken to be down: only what fails falls back."""
-        if len(images) == 1:
-            return [self._rank_alone(ranker, images[0], names[0])]
+        if len(questions) == 1:
+            return [self._rank_alone(ranker, questions[0])]
         try:
-            return list(ranker.rank_batch(images, names))
+            return list(_ask(ranker, questions))
         except (ChatError, ImageError) as error:
             if self._must_raise(error):
                 raise
         rankings: list[Ranking | ImageError] = []
-        for image, candidates in zip(images, names, strict=True):
+        for question in questions:
             if self._outage.suspected:
-                rankings.append(self._outage.not_asked(len(candidates), ranker.strategy))
+                rankings.append(self._outage.not_asked(len(question.names), ranker.strategy))
             else:
-                rankings.append(self._rank_alone(ranker, image, candidates))
+                rankings.append(self._rank_alone(ranker, question))
         return rankings
 
-    def _rank_alone(self, ranker: BaseRanker, image: Image, candidates: Sequence[str]) -> Ranking | ImageError:
+    def _rank_alone(self, ranker: BaseRanker, question: _Question) -> Ranking | ImageError:
+        candidates = question.names
         try:
-            ranking = ranker.rank(image, candidates)
+            (ranking,) = _ask(ranker, [question])
         except (ChatError, ImageError) as error:
             if self._must_raise(error):
                 raise
@@ -456,6 +467,12 @@ class Recognizer:
     def _must_raise(self, error: ChatError | ImageError) -> bool:
         """Whether an error is more than one image's."""
         return isinstance(error, ChatUnsupportedError) or (isinstance(error, ChatError) and not self._allow_fallback)
+
+
+def _ask(ranker: BaseRanker, questions: Sequence[_Question]) -> Sequence[Ranking]:
+    shown = [question.shown for question in questions if question.shown is not None]
+    images, names = [question.image for question in questions], [question.names for question in questions]
+    return ranker.rank_batch(images, names, shown) if shown else ranker.rank_batch(images, names)
 
 
 def _retriever_settings(retriever: Retriever) -> dict[str, Any]:

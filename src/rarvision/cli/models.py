@@ -126,6 +126,9 @@ class RankerOptions:
     prompt: str | None = None
     permutations: int | Literal["all"] = 1
     debias: Debias | None = None
+    exemplars: int = 0
+    descriptions: bool = False
+    layout: str = "auto"
     model: str | None = None
     quantization: str | None = None
     api_key: str | None = None
@@ -172,6 +175,9 @@ def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int 
         prompt=template,
         permutations=wanted.permutations,
         blank_weight=wanted.more.get("blank_weight", 0.0),
+        exemplars=wanted.exemplars,
+        descriptions=wanted.descriptions,
+        layout=cast("Any", wanted.layout),
         max_tokens=wanted.more.get("max_tokens"),
     )
     wanted.check_corrections(ranker.strategy)
@@ -245,6 +251,9 @@ def open_recognizer(
         prompt=path.prompt,
         permutations=read_permutations(path.permutations),
         debias=read_debias(path.debias),
+        exemplars=path.exemplars,
+        descriptions=path.descriptions,
+        layout=path.layout.value,
         model=path.ranker_model,
         quantization=path.quantization.value if path.quantization else None,
         api_key=path.api_key,
@@ -257,9 +266,9 @@ def open_recognizer(
         ranks = open_ranker(ranker, device=path.device, batch_size=path.batch_size)
         if ranks is not None:
             stack.callback(ranks.chat.close)
-        recognizer = Recognizer(
+        make = partial(
+            Recognizer,
             store,
-            ranker=ranks,
             retriever=Retriever(
                 store,
                 k=path.k,
@@ -275,24 +284,22 @@ def open_recognizer(
             ranker_weight=weight,
             calibration=fitted,
             fit="kept" if path.fit else None,
-            gate=_switch("--gate", path.gate),
-            reject=_switch("--unknown", path.unknown),
         )
         if ranks is not None and ranker.debias is not None:
-            recognizer = _debiased(recognizer, ranks, ranker.debias, some)
-        yield recognizer
+            ranks = _debiased(make(ranker=ranks), ranks, ranker.debias, some)
+        yield make(ranker=ranks, gate=_switch("--gate", path.gate), reject=_switch("--unknown", path.unknown))
 
 
 def _debiased(
     recognizer: Recognizer, ranker: Ranker, wanted: Debias, some: Callable[[int], Iterable[Recognizable]]
-) -> Recognizer:
-    """The recognizer with its ranker's prior of letters and places subtracted."""
+) -> Ranker:
+    """The ranker with its prior of letters and places subtracted."""
     from rarvision.ranking import OptionPrior
 
     if wanted.file is not None and wanted.file.exists():
         try:
             prior = OptionPrior.from_dict(json.loads(wanted.file.read_text(encoding="utf-8")))
-            return recognizer.with_ranker(ranker.with_bias(prior))
+            return ranker.with_bias(prior)
         except (ValueError, OptionError) as error:  # what is not UTF-8, not JSON, or no prior of this ranker
             raise OptionError(f"--debias {wanted.file}: {error}") from error
     prior = recognizer.estimate_bias(some(wanted.images))
@@ -303,7 +310,7 @@ def _debiased(
         wanted.file.parent.mkdir(parents=True, exist_ok=True)
         wanted.file.write_text(prior.to_json() + "\n", encoding="utf-8")
         say(f"{used}, and wrote it to {wanted.file}")
-    return recognizer.with_ranker(ranker.with_bias(prior))
+    return ranker.with_bias(prior)
 
 
 _FOR_A_RANKER = (
@@ -312,6 +319,9 @@ _FOR_A_RANKER = (
     "prompt",
     "permutations",
     "debias",
+    "exemplars",
+    "descriptions",
+    "layout",
     "ranker_weight",
     "gate",
     "allow_fallback",

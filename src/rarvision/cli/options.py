@@ -20,14 +20,18 @@ __all__ = [
     "ConstrainedOption",
     "CsvOption",
     "DebiasOption",
+    "DescriptionsOption",
     "DeviceOption",
     "EncoderOption",
+    "ExemplarsOption",
     "FitOption",
     "GateOption",
     "Hubness",
     "HubnessOption",
     "JsonOption",
     "KOption",
+    "Layout",
+    "LayoutOption",
     "MaxPixelsOption",
     "MemoryArgument",
     "MemoryOption",
@@ -56,6 +60,14 @@ __all__ = [
     "Views",
     "ViewsOption",
 ]
+
+
+class Layout(StrEnum):
+    """`rarvision.ranking.Layout` for the command line."""
+
+    AUTO = "auto"
+    IMAGES = "images"
+    MONTAGE = "montage"
 
 
 class Strategy(StrEnum):
@@ -221,6 +233,28 @@ DebiasOption = Annotated[
         "estimate it first from N of the images, without their labels (64 do). FILE: read it; where it is not there "
         "yet, estimate it from 64 images and write it. With --strategy choice or likelihood.",
         show_default=False,
+    ),
+]
+ExemplarsOption = Annotated[
+    int,
+    typer.Option(
+        "--exemplars",
+        min=0,
+        metavar="N",
+        help="Show the MLLM, beside each candidate's name, up to N of its images from the memory, fewer where its "
+        "context does not hold them.",
+    ),
+]
+DescriptionsOption = Annotated[
+    bool,
+    typer.Option("--descriptions", help="Tell the MLLM what the memory's texts say of each candidate beyond its name."),
+]
+LayoutOption = Annotated[
+    Layout,
+    typer.Option(
+        "--layout",
+        help="How exemplars are shown: each on its own (images), all in one picture (montage), or the former where the "
+        "MLLM takes enough images.",
     ),
 ]
 AuditOrderOption = Annotated[

@@ -30,6 +30,9 @@ class PathOptions:
     fit: options.FitOption = True
     permutations: options.PermutationsOption = "1"
     debias: options.DebiasOption = None
+    exemplars: options.ExemplarsOption = 0
+    descriptions: options.DescriptionsOption = False
+    layout: options.LayoutOption = options.Layout.AUTO
     calibration: options.CalibrationOption = None
     retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED
     aggregate: options.AggregateOption = options.Aggregate.BLEND

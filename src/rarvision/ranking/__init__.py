@@ -18,6 +18,7 @@ from rarvision.ranking.prompts import (
     ranking_prompt,
     yes_no_prompt,
 )
+from rarvision.ranking.showing import Layout, Showing, Shown
 from rarvision.ranking.strategies import STRATEGIES, Ranker, Strategy, servable_strategies
 
 __all__ = [
@@ -28,10 +29,13 @@ __all__ = [
     "STRATEGIES",
     "YES_NO_PROMPT",
     "BaseRanker",
+    "Layout",
     "OptionPrior",
     "ParsedRanking",
     "Permutations",
     "Ranker",
+    "Showing",
+    "Shown",
     "Strategy",
     "choice_prompt",
     "format_list",

@@ -10,6 +10,7 @@ from typing import Any
 from PIL.Image import Image
 
 from rarvision.errors import InputError
+from rarvision.ranking.showing import Showing, Shown
 from rarvision.types import Ranking
 
 __all__ = ["BaseRanker"]
@@ -36,6 +37,18 @@ class BaseRanker(abc.ABC):
         """The strategy's name, as it appears in each `Ranking`."""
         return self.name
 
+    @property
+    def showing(self) -> Showing:
+        """What it wants to be given of each candidate beside its name; nothing unless an author says so."""
+        return Showing()
+
+    def _rank_shown(
+        self, images: Sequence[Image], names: Sequence[tuple[str, ...]], shown: Sequence[Mapping[str, Shown]]
+    ) -> list[Ranking]:
+        """For authors whose rankers show more than names: as `_rank_distinct`, with what is known of each name."""
+        del shown
+        return self._rank_distinct(images, names)
+
     @abc.abstractmethod
     def _rank_distinct(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
         """Rank at least two distinct names for each RGB image."""
@@ -44,12 +57,18 @@ class BaseRanker(abc.ABC):
         """Rank the names for one image; see `rank_batch`."""
         return self.rank_batch([image], [names])[0]
 
-    def rank_batch(self, images: Sequence[Image], names: Sequence[Sequence[str]]) -> list[Ranking]:
+    def rank_batch(
+        self,
+        images: Sequence[Image],
+        names: Sequence[Sequence[str]],
+        shown: Sequence[Sequence[Shown]] | None = None,
+    ) -> list[Ranking]:
         """Rank each image's names.
 
         Args:
             images: n RGB images.
             names: Each image's candidates in retrieval's order; any number, repeated names allowed.
+            shown: What may be shown of each of them, for rankers that ask for it (`showing`); None for nothing.
 
         Returns:
             n rankings, whose ``order`` counts in the given names. Places of a repeated name stay together.
@@ -60,6 +79,8 @@ class BaseRanker(abc.ABC):
         """
         if len(images) != len(names):
             raise InputError(f"expected one list of names for each image: {len(images)} images, {len(names)} lists")
+        if shown is not None and [len(each) for each in shown] != [len(each) for each in names]:
+            raise InputError("expected one record of what is shown for each name")
         for candidates in names:
             if any(not name.strip() for name in candidates):
                 raise InputError(f"candidate names must not be blank, got {list(candidates)!r}")
@@ -67,7 +88,8 @@ class BaseRanker(abc.ABC):
         asked = [i for i, candidates in enumerate(distinct) if len(candidates) > 1]
         answers: dict[int, Ranking] = {}
         if asked:
-            rankings = self._rank_distinct([images[i] for i in asked], [distinct[i] for i in asked])
+            known = [dict(zip(names[i], shown[i], strict=True)) if shown is not None else {} for i in asked]
+            rankings = self._rank_shown([images[i] for i in asked], [distinct[i] for i in asked], known)
             answers = dict(zip(asked, rankings, strict=True))
         return [
             _spread(answers.get(i) or _trivial(len(distinct[i]), self.strategy), distinct[i], candidates)

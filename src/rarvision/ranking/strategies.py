@@ -35,6 +35,7 @@ from rarvision.ranking.prompts import (
     ranking_prompt,
     yes_no_prompt,
 )
+from rarvision.ranking.showing import Layout, Presenter, Showing, Shown, Subject
 from rarvision.types import Ranking
 
 __all__ = ["STRATEGIES", "BaseRanker", "Ranker", "Strategy", "servable_strategies"]
@@ -90,6 +91,11 @@ class Ranker(BaseRanker):
             same question comes with a blank grey image (contextual calibration). 0 asks nothing, 1 leaves what the
             image adds. The scores of the latest 4,096 lists are kept.
         max_tokens: ``generate`` only: the answer's limit; None gives the list room. Thinking models need more.
+        exemplars: Images of each candidate to show beside its name, from the memory: at most so many, fewer where the
+            model's context or its number of images does not hold them.
+        descriptions: Whether to tell what the memory holds of each candidate beside its name.
+        layout: How exemplars are shown: ``images``, each on its own; ``montage``, all in one picture; ``auto``: the
+            former, where the model takes enough images.
 
     Raises:
         OptionError: An unknown strategy or option, a prompt without its field, an option that the strategy has no use
@@ -114,6 +120,9 @@ class Ranker(BaseRanker):
         bias: OptionPrior | None = None,
         blank_weight: float = 0.0,
         max_tokens: int | None = None,
+        exemplars: int = 0,
+        descriptions: bool = False,
+        layout: Layout = "auto",
     ) -> None:
         served = servable_strategies(chat.capabilities)
         if strategy == "auto":
@@ -150,6 +159,8 @@ class Ranker(BaseRanker):
         self._blank_weight = blank_weight
         self._blank = BlankScores()
         self._max_tokens = max_tokens
+        self._showing = Showing(exemplars=exemplars, descriptions=descriptions)
+        self._presenter = Presenter(chat, self._showing, layout)
         self._check_corrections()
 
     @property
@@ -175,6 +186,8 @@ class Ranker(BaseRanker):
             detail += f" in {self._permutations} orders"
         detail += ", debiased" if self._bias is not None else ""
         detail += f", less {self._blank_weight:g} of blank" if self._blank_weight else ""
+        detail += f", {self._showing.exemplars} exemplars" if self._showing.exemplars else ""
+        detail += ", descriptions" if self._showing.descriptions else ""
         return f"{self._chat.name} ({self._strategy}{detail})"
 
     @property
@@ -199,6 +212,7 @@ class Ranker(BaseRanker):
             "with_list": self._with_list,
             "normalize": self._normalize,
             "blank_weight": self._blank_weight,
+            **self._presenter.settings,
         }
 
     def with_bias(self, bias: OptionPrior | None) -> Ranker:
@@ -219,6 +233,9 @@ class Ranker(BaseRanker):
             bias=bias,
             blank_weight=self._blank_weight,
             max_tokens=self._max_tokens,
+            exemplars=self._showing.exemplars,
+            descriptions=self._showing.descriptions,
+            layout=self._presenter.layout,
         )
 
     def estimate_bias(self, images: Sequence[Image], names: Sequence[Sequence[str]]) -> OptionPrior:
@@ -260,7 +277,7 @@ class Ranker(BaseRanker):
         distinct = [tuple(dict.fromkeys(candidates)) for candidates in names]
         asked = [(image, candidates) for image, candidates in zip(images, distinct, strict=True) if len(candidates) > 1]
         shown = [[tuple(c[i] for i in order) for order in rotations(len(c), "all")] for _, c in asked]
-        flat = [(image, order) for (image, _), orders in zip(asked, shown, strict=True) for order in orders]
+        flat = [(Subject(image), order) for (image, _), orders in zip(asked, shown, strict=True) for order in orders]
         scores = iter(self._scores([image for image, _ in flat], [order for _, order in flat]) if flat else ())
         tables = [np.stack([next(scores) for _ in orders]) for orders in shown]
         return estimate_prior(tables, chat=self._chat.name, asked=self._asked)
@@ -299,7 +316,17 @@ class Ranker(BaseRanker):
             why = "gives no scores" if self._strategy == "generate" else "asks name by name, in no order"
             raise OptionError(f"{what} goes with 'choice' and 'likelihood' with the list; {self._kind} {why}")
 
+    @property
+    def showing(self) -> Showing:
+        """Exemplars and descriptions, as far as they were asked for."""
+        return self._showing
+
     def _rank_distinct(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
+        return self._rank_shown(images, names, [{}] * len(images))
+
+    def _rank_shown(
+        self, images: Sequence[Image], names: Sequence[tuple[str, ...]], shown: Sequence[Mapping[str, Shown]]
+    ) -> list[Ranking]:
         bases = [_shown_order(candidates, self._shuffle) for candidates in names]
         orders = [[[base[i] for i in turn] for turn in rotations(len(base), self._permutations)] for base in bases]
         places: dict[tuple[int, tuple[str, ...]], int] = {}  # of each different question: an image and a list as shown
@@ -307,15 +334,18 @@ class Ranker(BaseRanker):
             [places.setdefault((id(image), tuple(candidates[i] for i in order)), len(places)) for order in each]
             for image, candidates, each in zip(images, names, orders, strict=True)
         ]
-        by_id = {id(image): image for image in images}
-        asked, shown = [by_id[key] for key, _ in places], [order for _, order in places]
+        known: dict[int, dict[str, Shown]] = {}
+        for image, each_shown in zip(images, shown, strict=True):
+            known.setdefault(id(image), {}).update(each_shown)
+        by_id = {id(image): Subject(image, known[id(image)]) for image in images}
+        asked, lists = [by_id[key] for key, _ in places], [order for _, order in places]
         if self._strategy == "generate":
-            answers = self._generate(asked, shown)
+            answers = self._generate(asked, lists)
             return [
-                self._join([self._read(answers[at], shown[at], o) for at, o in zip(rows, each, strict=True)])
+                self._join([self._read(answers[at], lists[at], o) for at, o in zip(rows, each, strict=True)])
                 for rows, each in zip(mine, orders, strict=True)
             ]
-        scores = self._scores(asked, shown)
+        scores = self._scores(asked, lists)
         if self._bias is not None:
             scores = [values - self._bias.for_options(len(values)) for values in scores]
         return [
@@ -323,7 +353,7 @@ class Ranker(BaseRanker):
             for rows, each in zip(mine, orders, strict=True)
         ]
 
-    def _scores(self, images: Sequence[Image], shown: Sequence[tuple[str, ...]]) -> _Scores:
+    def _scores(self, images: Sequence[Subject], shown: Sequence[tuple[str, ...]]) -> _Scores:
         """Scores of the names as shown, less those under a blank image where that is asked for."""
         score = {"choice": self._choose, "likelihood": self._score_names, "pointwise": self._ask_each}[self._strategy]
         scores = [np.asarray(values, dtype=np.float64) for values in score(images, shown)]
@@ -339,15 +369,15 @@ class Ranker(BaseRanker):
         kept = {names: values for names in shown if (values := self._blank.get(names)) is not None}
         missing = [names for names in dict.fromkeys(shown) if names not in kept]
         if missing:
-            scores = self._score_names([self._blank.image] * len(missing), missing)
+            scores = self._score_names([Subject(self._blank.image)] * len(missing), missing)
             for names, values in zip(missing, scores, strict=True):
                 kept[names] = np.asarray(values, dtype=np.float64)
                 self._blank.put(names, kept[names])
         return kept
 
-    def _generate(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Completion]:
+    def _generate(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> list[Completion]:
         requests = [
-            ChatRequest.of(ranking_prompt(candidates, self._template), image)
+            self._presenter.request(ranking_prompt(candidates, self._template), image, candidates)
             for image, candidates in zip(images, names, strict=True)
         ]
         return self._chat.generate(
@@ -377,7 +407,7 @@ class Ranker(BaseRanker):
             strategy=self._strategy,
         )
 
-    def _choose(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> _Scores:
+    def _choose(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> _Scores:
         letters = [option_letters(len(candidates)) for candidates in names]
         most, limit = max(map(len, letters)), self._chat.capabilities.max_options
         if limit is not None and most > limit:
@@ -387,27 +417,27 @@ class Ranker(BaseRanker):
                 f"{', '.join(others)}"
             )
         requests = [
-            ChatRequest.of(choice_prompt(candidates, self._template), image)
+            self._presenter.request(choice_prompt(candidates, self._template), image, candidates)
             for image, candidates in zip(images, names, strict=True)
         ]
         return self._chat.option_log_probs(requests, letters)
 
-    def _score_names(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> _Scores:
+    def _score_names(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> _Scores:
         if self._with_list:
             prompts = [ranking_prompt(candidates, self._template) for candidates in names]
             continuations = [[f"['{name}'" for name in candidates] for candidates in names]
         else:
             prompts = [self._template] * len(names)
             continuations = [list(candidates) for candidates in names]
-        requests = [ChatRequest.of(prompt, image) for image, prompt in zip(images, prompts, strict=True)]
+        requests = [self._presenter.request(*asked) for asked in zip(prompts, images, names, strict=True)]
         answers = self._chat.continuation_log_probs(requests, continuations)
         if self._normalize == "sum":
             return [log_probs for log_probs, _ in answers]
         return [log_probs / np.maximum(np.asarray(counts, dtype=np.float64), 1.0) for log_probs, counts in answers]
 
-    def _ask_each(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> _Scores:
+    def _ask_each(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> _Scores:
         requests = [
-            ChatRequest.of(yes_no_prompt(name, self._template), image)
+            self._presenter.request(yes_no_prompt(name, self._template), image, (name,))
             for image, candidates in zip(images, names, strict=True)
             for name in candidates
         ]
