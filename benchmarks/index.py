@@ -45,6 +45,7 @@ CANDIDATES = {
     "exact": IndexSpec(kind="exact"),
 }
 TARGETS = (0.95, 0.99, 0.999)
+BREADTHS = (16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
 K = 5
 BATCH = 256
 SINGLE = 32  # single queries a timing
@@ -83,14 +84,17 @@ def build(name: str, vectors: Float[np.ndarray, "rows dim"], cache: Path | None)
 
 
 def settings(index: Index) -> list[dict[str, int]]:
-    """The tuner's ladder, and longer shortlists."""
+    """Steps as fine for one kind of index as for the other, so that none is timed at a recall that nobody asked for."""
     if isinstance(index, HNSWIndex):
-        return [{"ef_search": ef} for ef in (16, 24, 28, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)]
-    found = [{k: v for k, v in step.items() if k != "k_factor"} for step in efforts(index)]
-    steps = [dict(pairs) for pairs in dict.fromkeys(tuple(step.items()) for step in found)]
-    if "k_factor" not in index.search_parameters:
-        return steps
-    return [{**step, "k_factor": length} for step in steps for length in (4, 8, 16, 32)]
+        return [{"ef_search": ef} for ef in BREADTHS]
+    known = index.search_parameters
+    if "ef_search" in known:
+        return [{"ef_search": ef, "k_factor": length} for ef in BREADTHS for length in (6, 8, 12, 16)]
+    steps = [{key: value for key, value in step.items() if key != "k_factor"} for step in efforts(index)]
+    distinct = [dict(pairs) for pairs in dict.fromkeys(tuple(step.items()) for step in steps)]
+    if "k_factor" not in known:
+        return distinct
+    return [{**step, "k_factor": length} for step in distinct for length in (4, 8, 16, 32)]
 
 
 def climb(built: Built, queries: Float[np.ndarray, "n dim"], truth: Int[np.ndarray, "n k"]) -> None:
