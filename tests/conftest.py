@@ -29,6 +29,7 @@ _CHECKED = (
     "pipeline",
     "ranking",
     "retrieval",
+    "tuning",
 )
 install_import_hook([f"rarvision.{name}" for name in _CHECKED], "shape_checks.checked")
 
