@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from rarvision.errors import ChatUnsupportedError
 
-__all__ = ["ContinuationScorer", "Prompts", "common_start"]
+__all__ = ["ContinuationScorer", "Prompts", "common_start", "rope_module", "with_positions"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,23 @@ def common_start(sequences: Sequence[Sequence[int]]) -> int:
     return min(map(len, sequences))
 
 
+def rope_module(model: Any) -> Any | None:
+    """The module that counts positions by images and keeps the last count (Qwen-VL's kin); None for others."""
+    return next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
+
+
+def with_positions(inputs: Mapping[str, Any], rope: Any | None) -> dict[str, Any]:
+    """Inputs of whole prompts, with the positions of left-padded tokens: 0, 1, … from the first that counts.
+
+    A model that counts by images (`rope_module`) counts itself; what it kept of an earlier image is dropped.
+    """
+    if rope is not None:
+        rope.rope_deltas = None
+        if any(key in inputs for key in ("pixel_values", "image_grid_thw")):
+            return dict(inputs)
+    return {**inputs, "position_ids": (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """A batch of rendered requests, padded on the left.
@@ -53,6 +70,14 @@ class Prompts:
         """Tokens of each prompt, without padding."""
         lengths: list[int] = self.inputs["attention_mask"].sum(-1).tolist()
         return lengths
+
+    def to(self, device: Any, dtype: Any) -> Prompts:
+        """The same on a device; what is floating, the pixels, in ``dtype``."""
+        moved = {
+            key: value.to(device, dtype if value.is_floating_point() else None) if hasattr(value, "to") else value
+            for key, value in self.inputs.items()
+        }
+        return Prompts(inputs=moved, pad_id=self.pad_id)
 
     def extended(self, tails: Sequence[Sequence[int]]) -> Prompts:
         """The prompts, each followed by given tokens of text; again padded on the left."""
@@ -89,7 +114,7 @@ class ContinuationScorer:
         self._model = model
         self.prefix_reuse = True
         self._checked = False
-        self._rope = next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
+        self._rope = rope_module(model)
 
     def score(
         self,
@@ -151,26 +176,14 @@ class ContinuationScorer:
             self._give_up(f"it gave {got:.4f} where a computation from scratch gave {expected:.4f}")
         self._checked = True
 
-    @staticmethod
-    def _positions(mask: Any) -> Any:
-        """Positions of left-padded tokens: 0, 1, … from the first that counts."""
-        return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
     def _forward_prompts(self, prompts: Prompts, *, keep: int, use_cache: bool) -> Any:
-        inputs = dict(prompts.inputs)
-        self._forget_positions()
-        if self._rope is None or not self._has_images(inputs):
-            inputs["position_ids"] = self._positions(inputs["attention_mask"])
+        inputs = with_positions(prompts.inputs, self._rope)
         return self._model(**inputs, use_cache=use_cache, logits_to_keep=keep)
 
     def _forget_positions(self) -> None:
         """Drop what the model keeps of an earlier image's forward pass: wrong, and silently so, for another."""
         if self._rope is not None:
             self._rope.rope_deltas = None
-
-    @staticmethod
-    def _has_images(inputs: dict[str, Any]) -> bool:
-        return any(key in inputs for key in ("pixel_values", "image_grid_thw"))
 
     def _shared(self, prompts: Prompts, continuations: Sequence[Sequence[Sequence[int]]]) -> list[_LogProbs]:
         """Prompts once, with the tokens that all of a prompt's continuations share; then the rest on their cache."""

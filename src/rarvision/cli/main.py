@@ -17,6 +17,7 @@ from rarvision.errors import (
     MemoryStoreError,
     MissingExtraError,
     RarvisionError,
+    TrainingError,
 )
 
 __all__ = ["app", "exit_code", "run"]
@@ -45,7 +46,7 @@ Exit codes:
   1    done, but something needs a look: images that failed, or what `memory verify` found
   2    wrong usage, or an input that cannot be read
   3    the memory: missing, empty, damaged, or of another encoder
-  4    a model: the encoder or the multimodal LLM cannot be loaded or does not answer
+  4    a model: the encoder or the multimodal LLM cannot be loaded, does not answer or cannot be trained
   70   an error that rarvision did not expect; please report it, with what --debug shows
   130  interrupted; what was written to --output stays, and the same command goes on
 
@@ -59,7 +60,7 @@ def exit_code(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, MemoryStoreError):
         return BAD_MEMORY
-    if isinstance(error, (EncoderError, ChatError, MissingExtraError)):
+    if isinstance(error, (EncoderError, ChatError, MissingExtraError, TrainingError)):
         return BAD_MODEL
     return BAD_INPUT if isinstance(error, (RarvisionError, OSError)) else UNEXPECTED
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rarvision.tuning.adapters import merge_adapter
 from rarvision.tuning.manifest import (
     MANIFEST_VERSION,
     TuningExample,
@@ -9,5 +10,19 @@ from rarvision.tuning.manifest import (
     read_manifest,
     read_settings,
 )
+from rarvision.tuning.recipes import PRESETS, Recipe, recipe
+from rarvision.tuning.training import TrainingReport, train
 
-__all__ = ["MANIFEST_VERSION", "TuningExample", "iter_manifest", "read_manifest", "read_settings"]
+__all__ = [
+    "MANIFEST_VERSION",
+    "PRESETS",
+    "Recipe",
+    "TrainingReport",
+    "TuningExample",
+    "iter_manifest",
+    "merge_adapter",
+    "read_manifest",
+    "read_settings",
+    "recipe",
+    "train",
+]
