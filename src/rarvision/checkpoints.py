@@ -127,24 +127,29 @@ def weights_fingerprint(model: str, *, revision: str | None, missing: type[Rarvi
     digest = hashlib.sha256()
     for path, names in weight_files(model, revision=revision, missing=missing):
         try:
-            with path.open("rb") as file:
-                start = 8 + int.from_bytes(file.read(8), "little")  # the format: length, header as JSON, tensors
-                size = path.stat().st_size
-                if start > size:
-                    raise ValueError("its header is cut short")
-                header = json.loads(file.read(start - 8))
-                for name in names or sorted(key for key in header if key != "__metadata__"):
-                    entry = header[name]
-                    begin, end = (start + offset for offset in entry["data_offsets"])
-                    if end > size:
-                        raise ValueError(f"{name} is cut short: {size:,} bytes of at least {end:,}")
-                    digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-                    for at in (begin, max(begin, end - _SAMPLE)):
-                        file.seek(at)
-                        digest.update(file.read(min(_SAMPLE, end - at)))
+            _add_weights(digest, path, names)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise missing(f"{path}: the weights cannot be read ({error}); get the checkpoint anew") from error
     return f"weights:{digest.hexdigest()}"
+
+
+def _add_weights(digest: Any, path: Path, names: list[str] | None) -> None:
+    """Add tensors of a safetensors file: the length of its header, the header as JSON, then the tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > size:
+            raise ValueError("the file is cut short inside its header")
+        header = json.loads(file.read(start - 8))
+        for name in names or sorted(key for key in header if key != "__metadata__"):
+            entry = header[name]
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            if end > size:
+                raise ValueError(f"the file is cut short: it has {size:,} bytes, {name} ends at {end:,}")
+            digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+            for at in (begin, max(begin, end - _SAMPLE)):
+                file.seek(at)
+                digest.update(file.read(min(_SAMPLE, end - at)))
 
 
 def copy_companions(model: str, target: Path, *, revision: str | None) -> None:

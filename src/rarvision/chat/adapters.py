@@ -1,4 +1,4 @@
-"""LoRA adapters for a local model, in peft's format: whether one is whole and belongs to the model, and putting it on."""
+"""LoRA adapters for a local model, in peft's format: whether one is whole and the model's own, and putting it on."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ class Adapter:
         if found != trained_on:
             at = f"@{self.base['revision']}" if self.base.get("revision") else ""
             raise AdapterError(
-                f"{self.folder} was trained on {self.base.get('name', 'another model')}{at}, whose weights are not those "
-                f"of {model}: give that model with this adapter, or an adapter that was trained on {model}"
+                f"{self.folder} was trained on {self.base.get('name', 'another model')}{at}, whose weights are not "
+                f"those of {model}: give that model with this adapter, or an adapter that was trained on {model}"
             )
 
     def attach(self, model: Any) -> Any:
@@ -161,9 +161,6 @@ def _metadata(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("expected an object")  # noqa: TRY004 - as what json raises
-    except ValueError as error:  # what is not UTF-8, or not JSON
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # what is not UTF-8, not JSON, or no object
         raise AdapterError(f"{path}: is damaged ({error}); copy the adapter anew") from error
-    return values

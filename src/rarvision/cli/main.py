@@ -144,12 +144,13 @@ def debug_first(arguments: list[str]) -> list[str]:
 
 
 def _register() -> None:
-    from rarvision.cli import demo, evaluate, memory, recognize
+    from rarvision.cli import demo, evaluate, memory, recognize, tune
 
     app.command("demo", short_help="See it work, offline, in a minute.")(demo.demo)
     app.command("recognize", short_help="Recognise images.")(recognize.recognize)
     app.command("evaluate", short_help="Measure accuracy on labelled images.")(evaluate.evaluate)
     app.add_typer(memory.app, name="memory")
+    app.add_typer(tune.app, name="tune")
 
 
 _register()

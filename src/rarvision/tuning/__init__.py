@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rarvision.tuning.adapters import merge_adapter
+from rarvision.tuning.baseline import BaselineReport, few_shot_baseline
 from rarvision.tuning.manifest import (
     MANIFEST_VERSION,
     TuningExample,
@@ -16,9 +17,11 @@ from rarvision.tuning.training import TrainingReport, train
 __all__ = [
     "MANIFEST_VERSION",
     "PRESETS",
+    "BaselineReport",
     "Recipe",
     "TrainingReport",
     "TuningExample",
+    "few_shot_baseline",
     "iter_manifest",
     "merge_adapter",
     "read_manifest",

@@ -192,9 +192,7 @@ def _train(
         quantization=None,
         trust_remote_code=job.trust_remote_code,
     )
-    processor = load_processor(
-        job.model, model.config, revision=job.revision, trust_remote_code=job.trust_remote_code
-    )
+    processor = load_processor(job.model, model.config, revision=job.revision, trust_remote_code=job.trust_remote_code)
     encoder = RequestEncoder(processor, name=job.model)
     collator = Collator(
         encoder,
@@ -237,13 +235,11 @@ def _train(
                 metadata=metadata,
             )
         losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
-        write_json(
-            job.out / _LOSSES, {"losses": losses, "trained": trainable.count, "total": trainable.total}
-        )
+        write_json(job.out / _LOSSES, {"losses": losses, "trained": trainable.count, "total": trainable.total})
         run.publish(part, job.result.name)
         run.drop_checkpoints()
     del trainer, model, trainable
-    gc.collect()
-    if torch.cuda.is_available():
+    if args.device.type != "cpu":  # room for the two models that are compared
+        gc.collect()
         torch.cuda.empty_cache()
     return None if last is None else int(last.name.rpartition("-")[2])

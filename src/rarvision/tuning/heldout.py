@@ -142,6 +142,4 @@ def _ranked(ranker: Ranker, examples: Sequence[TuningExample], *, tell: Callable
         if tell is not None:
             tell(start + len(batch))
     n = len(examples)
-    return HeldOutRanking(
-        strategy=ranker.strategy, n=n, top1=right / n, repaired=repaired / n, fallback=fallback / n
-    )
+    return HeldOutRanking(strategy=ranker.strategy, n=n, top1=right / n, repaired=repaired / n, fallback=fallback / n)

@@ -117,4 +117,3 @@ def picture_of(dataset: Dataset, index: int) -> Image:
     if sample.box_xyxy is None:
         return image
     return Picture.of(image).cropped(sample.box_xyxy).whole()
-

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -130,7 +130,7 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW, with the projector's own learning rate where it has one."""
-        if self.optimizer is None:
+        if getattr(self, "optimizer", None) is None:
             found = self.model if model is None else model
             named = [(_plain(name), value) for name, value in found.named_parameters() if value.requires_grad]
             rates = {False: self.args.learning_rate, True: self._recipe.projector_learning_rate}
@@ -139,9 +139,7 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
                 members = [value for name, value in named if (name in self._projector) is own]
                 if members:
                     groups.append({"params": members, "lr": rate or self.args.learning_rate})
-            self.optimizer = torch.optim.AdamW(
-                groups, lr=self.args.learning_rate, weight_decay=self.args.weight_decay
-            )
+            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
         return self.optimizer
 
     def compute_loss(
@@ -167,14 +165,15 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / count * self.accelerator.num_processes  # gradients are averaged over the processes
         if not bool(torch.isfinite(loss.detach())):
-            raise self._not_finite("the loss is")
+            raise self._not_finite(self.state.global_step + 1, "the loss is")
         return (loss, outputs) if return_outputs else loss
 
-    def _not_finite(self, what: str) -> TrainingError:
+    def _not_finite(self, step: int, what: str) -> TrainingError:
         return TrainingError(
-            f"step {self.state.global_step + 1} of {self.state.max_steps}: {what} no finite number, so training stopped "
-            f"before anything of it was saved; the checkpoints of earlier steps stay in {self.args.output_dir}. Train "
-            "anew with a lower learning rate or a longer warm-up, and in float32 if this was half precision"
+            f"step {step} of {self.state.max_steps}: {what} no finite number, so training "
+            f"stopped before anything of it was saved; the checkpoints of earlier steps stay in "
+            f"{self.args.output_dir}. Train anew with a lower learning rate or a longer warm-up, and in float32 if "
+            "this was half precision"
         )
 
     def gathered(self) -> dict[str, Any] | None:
@@ -194,7 +193,7 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         state = self.model.state_dict() if state_dict is None else state_dict
         trained = {name: state[name].detach().cpu().contiguous() for name in self._trained}
         if not all(bool(torch.isfinite(value).all()) for value in trained.values()):
-            raise self._not_finite("a trained weight is")
+            raise self._not_finite(self.state.global_step, "a trained weight is")
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained, folder / TRAINED)
@@ -250,7 +249,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         self._before: Any = None
         self.stopped = False
 
-    def __enter__(self) -> StopOnSignal:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask_to_stop)
         return self

@@ -90,8 +90,6 @@ class Recipe:
             self._check(name, 0.0, math.inf, open_start=True)
         if self.projector_learning_rate is not None:
             self._check("projector_learning_rate", 0.0, math.inf, open_start=True)
-            if not self.projector:
-                raise OptionError("projector_learning_rate goes with projector=True")
         for name in ("warmup", "dropout"):
             self._check(name, 0.0, 1.0)
         self._check("weight_decay", 0.0, math.inf)
@@ -99,6 +97,11 @@ class Recipe:
             self._check(name, 1, math.inf)
         if self.micro_batch_size is not None:
             self._check("micro_batch_size", 1, self.batch_size)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.projector_learning_rate is not None and not self.projector:
+            raise OptionError("projector_learning_rate goes with projector=True")
         if self.listwise and self.objective != "choice":
             raise OptionError(f"listwise goes with the objective 'choice', got {self.objective!r}")
         if self.targets and self.method != "lora":

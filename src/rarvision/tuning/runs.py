@@ -94,15 +94,17 @@ class RunFolder:
     def _remove(self) -> None:
         for name in ("adapter", "model", "checkpoints"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("held_out.json", "losses.json", _SETTINGS):
+        for name in ("answers.jsonl", "held_out.json", "losses.json", _SETTINGS):
             (self.path / name).unlink(missing_ok=True)
 
     def begin(self) -> None:
-        """Write down the settings and remove checkpoints that are not whole; by one process only."""
+        """Write down the settings, and remove checkpoints that are not whole, with a warning; by one process only."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / _SETTINGS, {_KEY: 1, "settings": self._settings})
         for checkpoint in self._checkpoints():
-            if self._incomplete(checkpoint) is not None:
+            reason = self._incomplete(checkpoint)
+            if reason is not None:
+                _log.warning("%s is removed: %s", checkpoint, reason)
                 shutil.rmtree(checkpoint)
 
     def mark(self, checkpoint: Path) -> None:
@@ -115,13 +117,8 @@ class RunFolder:
         write_json(checkpoint / _COMPLETE, {"files": files})
 
     def last_checkpoint(self) -> Path | None:
-        """The latest checkpoint that is whole; those that are not are named in a warning and left out."""
-        for path in self._checkpoints():
-            reason = self._incomplete(path)
-            if reason is None:
-                return path
-            _log.warning("%s is left out: %s", path, reason)
-        return None
+        """The latest checkpoint that is whole."""
+        return next((path for path in self._checkpoints() if self._incomplete(path) is None), None)
 
     def _checkpoints(self) -> list[Path]:
         """All checkpoints, the latest first."""
