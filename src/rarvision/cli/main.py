@@ -91,7 +91,7 @@ class _Group(TyperGroup):
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return printable(str(error)) or "interrupted"
     if isinstance(error, OSError) and error.filename is not None:
         return printable(f"{error.filename}: {error.strerror}")
     return printable(" ".join(str(error).split("\n")) or type(error).__name__)

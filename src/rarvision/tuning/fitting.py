@@ -216,7 +216,10 @@ def _train(
             "turn gradient_checkpointing on, or train with the method 'lora', in another folder"
         ) from error
     if stop.stopped:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(
+            f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved; the "
+            "same command goes on from there"
+        )
     state = trainer.gathered()
     if args.process_index == 0:
         metadata = {"base": dict(base), "data": settings["data"], "recipe": settings["recipe"]}
