@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from rarvision.chat import LocalChat
+from rarvision.datasets import FieldGuide
+from rarvision.embedded import weights_path
 from rarvision.errors import (
     ChatUnavailableError,
     ChatUnsupportedError,
@@ -464,3 +466,45 @@ def test_ranking_goes_on_after_the_last_strategy_that_was_done(llava, data, tmp_
         train(data, **options)
     assert train(data, **options).held_out is not None
     assert asked == ["choice", "likelihood", "choice", "choice", "likelihood"]
+
+
+@pytest.mark.slow
+def test_the_embedded_model_learns_names_that_it_did_not_know(tmp_path):
+    """Six look-alikes under the names of others: the base model cannot know them, a few dozen examples of each do."""
+    guide = FieldGuide("birds", categories=6, seed=3)
+    renamed = dict(zip(guide.names, FieldGuide("birds", categories=12, seed=4).names[6:], strict=True))
+    samples = list(guide.queries(200))
+    paths = {}
+    for stem, part in (("train", samples[:160]), ("other", samples[160:])):
+        rng = np.random.default_rng(0)
+        rows = [{"rarvision_tuning": 1}]
+        (tmp_path / stem).mkdir()
+        for i, sample in enumerate(part):
+            load_image(sample.image).save(tmp_path / stem / f"{i}.png")
+            label = renamed[sample.label]
+            others = [name for name in renamed.values() if name != label]
+            shown = rng.permutation([label, *rng.permutation(others)[:3].tolist()]).tolist()
+            target = [label, *(name for name in shown if name != label)]
+            names = {"label": label, "candidates": shown, "target": target, "retrieved": shown}
+            rows.append({"id": str(i), "image": f"{stem}/{i}.png", **names})
+        paths[stem] = tmp_path / f"{stem}.jsonl"
+        paths[stem].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = train(
+        paths["train"],
+        model=weights_path("mllm"),
+        out=tmp_path / "run",
+        recipe=recipe(
+            "lora",
+            rank=16,
+            objective="likelihood",
+            learning_rate=2e-3,
+            projector_learning_rate=1e-3,
+            epochs=6,
+            dropout=0.0,
+        ),
+        held_out=paths["other"],
+        strategies=("likelihood",),
+        device="cpu",
+    )
+    before, after = (getattr(report.held_out, stage)["likelihood"].top1 for stage in ("before", "after"))
+    assert after > before + 0.2

@@ -53,6 +53,15 @@ if TYPE_CHECKING:
     from rarvision.pipeline import RecognitionFailure, Recognizer
     from rarvision.ranking import BaseRanker, Ranker
     from rarvision.retrieval import Retriever, leave_one_out
+    from rarvision.tuning import (
+        BaselineReport,
+        Recipe,
+        TrainingReport,
+        few_shot_baseline,
+        merge_adapter,
+        recipe,
+        train,
+    )
     from rarvision.types import (
         Candidate,
         Entry,
@@ -65,6 +74,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AddReport",
     "BaseRanker",
+    "BaselineReport",
     "CSVDataset",
     "Calibration",
     "Candidate",
@@ -94,24 +104,30 @@ __all__ = [
     "Ranker",
     "Ranking",
     "RarvisionError",
+    "Recipe",
     "RecognitionFailure",
     "Recognizer",
     "Report",
     "Retriever",
     "Sample",
+    "TrainingReport",
     "TransformersEncoder",
     "evaluate",
     "export_faiss",
     "export_parquet",
+    "few_shot_baseline",
     "import_faiss",
     "import_parquet",
     "iter_image_paths",
     "leave_one_out",
     "load_image",
+    "merge_adapter",
     "open_chat",
     "open_dataset",
     "open_memory",
+    "recipe",
     "same_encoder",
+    "train",
     "weights_path",
 ]
 
@@ -160,6 +176,13 @@ _HOME = {
     "Ranker": "ranking",
     "Retriever": "retrieval",
     "leave_one_out": "retrieval",
+    "BaselineReport": "tuning",
+    "Recipe": "tuning",
+    "TrainingReport": "tuning",
+    "few_shot_baseline": "tuning",
+    "merge_adapter": "tuning",
+    "recipe": "tuning",
+    "train": "tuning",
     "Candidate": "types",
     "Entry": "types",
     "Neighbour": "types",

@@ -52,7 +52,7 @@ def draw_losses(losses: Sequence[tuple[int, float]], path: Path, *, unit: str) -
     axes = figure.add_subplot()
     axes.plot(steps, values, color="#9bb8d3", linewidth=1.0, label="each step")
     if len(values) >= 10:
-        width = max(2, len(values) // 20)
+        width = max(5, len(values) // 20)
         means = np.convolve(values, np.ones(width) / width, mode="valid")
         axes.plot(steps[width - 1 :], means, color="#1f4e79", linewidth=1.8, label=f"mean of {width} steps")
     axes.set_xlabel("step")
