@@ -68,7 +68,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.pip
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(INSTALL) --group test --group serve
+	$(INSTALL) --group test --group serve --group tune
 	@touch $@
 
 $(VENV)/.installed-scale: $(VENV)/.installed

@@ -19,7 +19,9 @@
     │   ├── MemoryUnavailableError the server that keeps it does not answer
     │   ├── MemoryCorruptError     what is stored does not fit together
     │   └── EncoderMismatchError   another encoder's vectors
+    ├── TrainingError              training cannot go on; what was saved before stays
     └── ChatError                  the multimodal LLM
+        ├── AdapterError           an adapter is missing, damaged, or of another model
         ├── ChatUnsupportedError   the backend cannot do this; names what it can
         ├── ContextLengthError     the prompt does not fit the context window
         ├── ChatUnavailableError   no answer: connection refused, timeout, 429/5xx after retries
@@ -31,6 +33,7 @@ Callers switch on the class; the text is for people and may change.
 from __future__ import annotations
 
 __all__ = [
+    "AdapterError",
     "ChatError",
     "ChatProtocolError",
     "ChatUnavailableError",
@@ -53,6 +56,7 @@ __all__ = [
     "MissingExtraError",
     "OptionError",
     "RarvisionError",
+    "TrainingError",
 ]
 
 
@@ -124,8 +128,16 @@ class EncoderMismatchError(MemoryStoreError):
     """The memory's vectors were made by another encoder."""
 
 
+class TrainingError(RarvisionError):
+    """Training cannot go on, such as with a loss that is no number; the last good checkpoint stays."""
+
+
 class ChatError(RarvisionError):
     """The multimodal LLM cannot answer."""
+
+
+class AdapterError(ChatError):
+    """An adapter is missing, cut short, damaged, or was trained on another model."""
 
 
 class ChatUnsupportedError(ChatError):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rarvision.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from rarvision.calibration import RankerFit
 
-__all__ = ["check_plot", "plot_gate", "plot_risk_coverage", "save_figure", "subplots"]
+__all__ = ["check_plot", "draw_losses", "plot_gate", "plot_risk_coverage", "save_figure", "subplots"]
+
+_SMOOTHED_FROM = 10  # steps
 
 
 def subplots(columns: int = 1, *, size: tuple[float, float] = (5.0, 3.6)) -> tuple[Any, list[Any]]:
@@ -20,10 +25,9 @@ def subplots(columns: int = 1, *, size: tuple[float, float] = (5.0, 3.6)) -> tup
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("plots need matplotlib: pip install 'rarvision[plots]'") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("a plot needs matplotlib: pip install 'rarvision[plots]'")
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "rarvision"  # the same plot gives the same file
@@ -89,4 +93,24 @@ def plot_risk_coverage(
     axes.set(xlabel="images answered, surest first, %", ylabel="wrong among them, %", title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
+    save_figure(figure, path)
+
+
+def draw_losses(losses: Sequence[tuple[int, float]], path: Path, *, unit: str) -> None:
+    """Draw each step's loss and its running mean; the file depends on the losses only.
+
+    Args:
+        losses: (step, loss).
+        path: Where to write it.
+        unit: What the loss is counted in, for the axis.
+    """
+    figure, (axes,) = subplots(size=(7.0, 4.0))
+    steps, values = np.array(losses, dtype=np.float64).reshape(-1, 2).T
+    axes.plot(steps, values, color="#9bb8d3", linewidth=1.0, label="each step")
+    if len(values) >= _SMOOTHED_FROM:
+        width = max(_SMOOTHED_FROM // 2, len(values) // 20)
+        means = np.convolve(values, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], means, color="#1f4e79", linewidth=1.8, label=f"mean of {width} steps")
+    axes.set(xlabel="step", ylabel=f"loss, nats a {unit}", ylim=(0.0, None))
+    axes.legend(frameon=False)
     save_figure(figure, path)

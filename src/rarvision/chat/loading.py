@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rarvision.checkpoints import without_weight_bars
 from rarvision.errors import ChatUnavailableError, ChatUnsupportedError, MissingExtraError, OptionError
 
-__all__ = ["Quantization", "load_model", "load_processor", "resolve_device", "resolve_dtype"]
+__all__ = ["Quantization", "load_model", "load_processor", "require", "resolve_device", "resolve_dtype"]
 
 Quantization = Literal["4bit", "8bit"]
 
@@ -46,7 +46,8 @@ def resolve_dtype(dtype: str, device: str) -> Any:
     return known[dtype]
 
 
-def _require(module: str, *, extra: str, wanted: str) -> None:
+def require(module: str, *, extra: str, wanted: str) -> None:
+    """Raise `MissingExtraError`, naming the extra, where a module is not installed."""
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(f"{wanted} needs {module}: pip install 'rarvision[{extra}]'")
 
@@ -92,10 +93,10 @@ def load_model(
     if quantization is not None:
         if quantization not in ("4bit", "8bit"):
             raise OptionError(f"quantization must be None, '4bit' or '8bit'; got {quantization!r}")
-        _require("bitsandbytes", extra="quantized", wanted=f"quantization={quantization!r}")
-        _require("accelerate", extra="quantized", wanted=f"quantization={quantization!r}")
+        require("bitsandbytes", extra="quantized", wanted=f"quantization={quantization!r}")
+        require("accelerate", extra="quantized", wanted=f"quantization={quantization!r}")
     if device_map is not None:
-        _require("accelerate", extra="device-map", wanted="device_map")
+        require("accelerate", extra="device-map", wanted="device_map")
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     load: dict[str, Any] = {**options, "dtype": dtype, "use_safetensors": True}

@@ -12,14 +12,15 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float
 
+from rarvision.chat.adapters import Adapter
 from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
 from rarvision.chat.constraint import ListAutomaton, ListLogitsProcessor, TokenBytes, TokenSpeller
-from rarvision.chat.loading import Quantization, load_model, load_processor, resolve_device, resolve_dtype
-from rarvision.chat.prompts import BranchedPrompts, Prompts, common_start, image_groups
-from rarvision.chat.rendering import control_pattern, conversation
+from rarvision.chat.loading import Quantization, load_model, load_processor, require, resolve_device, resolve_dtype
+from rarvision.chat.preparing import RequestEncoder, context_limit, end_tokens
+from rarvision.chat.prompts import BranchedPrompts, Prompts, image_groups
 from rarvision.chat.scoring import ContinuationScorer
 from rarvision.checkpoints import checkpoint_source
-from rarvision.errors import ChatUnavailableError, ChatUnsupportedError, ContextLengthError, ImageError, OptionError
+from rarvision.errors import ChatUnavailableError, ChatUnsupportedError, ContextLengthError, OptionError
 
 __all__ = ["LocalChat"]
 
@@ -45,8 +46,11 @@ class LocalChat(Chat):
         quantization: ``4bit`` or ``8bit``, needs the extra ``quantized``; None for none.
         trust_remote_code: Run code from the model's repository.
         batch_size: Requests in one forward pass; of those about the same image, different images.
+        adapter: Folder of an adapter that was trained on this model (`rarvision.tuning.train`); needs the extra
+            ``tune``.
 
     Raises:
+        AdapterError: the adapter is missing, damaged, or of another model.
         ChatUnavailableError: there is no such model.
         ChatUnsupportedError: it needs remote code, or is no model of images and text.
         MissingExtraError: an option needs an extra.
@@ -64,6 +68,7 @@ class LocalChat(Chat):
         quantization: Quantization | None = None,
         trust_remote_code: bool = False,
         batch_size: int = 8,
+        adapter: str | Path | None = None,
     ) -> None:
         if batch_size < 1:
             raise OptionError(f"batch_size must be at least 1, got {batch_size}")
@@ -73,6 +78,7 @@ class LocalChat(Chat):
         self._quantization = quantization
         self._batch_size = batch_size
         self._lock = threading.RLock()
+        self._adapter = None if adapter is None else self._open_adapter(adapter)
         self._model = load_model(
             self._source,
             device=device,
@@ -85,26 +91,29 @@ class LocalChat(Chat):
         self._processor = load_processor(
             self._source, self._model.config, revision=revision, trust_remote_code=trust_remote_code
         )
+        if self._adapter is not None:
+            self._model = self._adapter.attach(self._model)
         self._tokenizer = self._processor.tokenizer
-        self._control = control_pattern(self._tokenizer.all_special_tokens)
+        self._encoder = RequestEncoder(self._processor, name=self.name)
         self._eos_ids = self._make_greedy()
         self._tokens: TokenBytes | None = None
         self._scorer = ContinuationScorer(self._model)
 
     @property
     def name(self) -> str:
-        """The hub name or folder."""
-        return self._source
+        """The hub name or folder, and the adapter's folder."""
+        return self._source if self._adapter is None else f"{self._source} + {self._adapter.folder}"
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Name, revision, dtype and quantisation."""
-        return {
-            "name": self.name,
+        """Name, revision, dtype, quantisation, and the hash of the adapter where there is one."""
+        values = {
+            "name": self._source,
             "revision": self._revision,
             "dtype": str(self._model.dtype),
             "quantization": self._quantization,
         }
+        return values if self._adapter is None else {**values, "adapter": self._adapter.identity}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -116,9 +125,7 @@ class LocalChat(Chat):
     @property
     def context_limit(self) -> int | None:
         """Tokens of prompt and answer together, from the model's config, else its tokenizer's."""
-        config = self._model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or self._tokenizer.model_max_length
-        return int(limit) if limit and limit < 10**9 else None
+        return context_limit(self._model.config, self._tokenizer)
 
     @property
     def prefix_reuse(self) -> bool:
@@ -169,7 +176,7 @@ class LocalChat(Chat):
             OptionError: two options of a request begin with the same token; names them.
         """
         self._check_lengths(requests, options, "options")
-        tokens = {texts: self._option_tokens(texts) for texts in dict.fromkeys(map(tuple, options))}
+        tokens = {texts: self._encoder.option_tokens(texts) for texts in dict.fromkeys(map(tuple, options))}
         return self._score(requests, [tokens[tuple(texts)] for texts in options], cached=False)
 
     def continuation_log_probs(
@@ -186,7 +193,7 @@ class LocalChat(Chat):
             OptionError: an empty continuation.
         """
         self._check_lengths(requests, continuations, "continuations")
-        tokens = [[self._encode(text) for text in texts] for texts in continuations]
+        tokens = [[self._encoder.encode(text) for text in texts] for texts in continuations]
         scored = self._score(requests, tokens, cached=True)
         return [(values, tuple(map(len, item))) for values, item in zip(scored, tokens, strict=True)]
 
@@ -202,13 +209,18 @@ class LocalChat(Chat):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _open_adapter(self, folder: str | Path) -> Adapter:
+        """Find an adapter and check it against the base model, before that is loaded."""
+        require("peft", extra="tune", wanted="an adapter")
+        adapter = Adapter.read(folder)
+        adapter.check_base(self._source, revision=self._revision)
+        return adapter
+
     def _make_greedy(self) -> list[int]:
         """Replace the checkpoint's sampling defaults; returns the ids that end an answer."""
         from transformers import GenerationConfig
 
-        configured = self._model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        eos = sorted({i for i in [*ids, self._tokenizer.eos_token_id] if i is not None})
+        eos = end_tokens(self._model, self._tokenizer)
         self._model.generation_config = GenerationConfig(
             do_sample=False, num_beams=1, eos_token_id=eos, pad_token_id=self._tokenizer.pad_token_id
         )
@@ -275,12 +287,8 @@ class LocalChat(Chat):
 
     def _text_tokens(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
         """Tokens of the rendered requests in which one token stands for an image; as the processors tokenise texts."""
-        turns = [conversation(request, self._control) for request in requests]
-        texts = self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        begun = self._tokenizer.bos_token is not None and texts[0].startswith(self._tokenizer.bos_token)
         with self._lock:
-            ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=not begun, padding=False)["input_ids"]
-        return ids
+            return self._encoder.text_tokens(requests)
 
     @staticmethod
     def _check_lengths(requests: Sequence[ChatRequest], lists: Sequence[Sequence[str]], what: str) -> None:
@@ -292,31 +300,9 @@ class LocalChat(Chat):
 
     def _prepare(self, requests: Sequence[ChatRequest]) -> Prompts:
         """Render, tokenise and pad requests, on the model's device."""
-        from jinja2 import TemplateError
-
-        turns = [conversation(request, self._control) for request in requests]
-        try:
-            with self._lock:  # fast tokenizers keep their padding as state
-                batch = self._processor.apply_chat_template(
-                    turns,
-                    add_generation_prompt=True,
-                    tokenize=True,
-                    return_dict=True,
-                    return_tensors="pt",
-                    processor_kwargs={"padding": True},
-                )
-        except TemplateError as error:
-            raise ChatUnsupportedError(f"the chat template of {self.name} refuses the messages: {error}") from error
-        except ValueError as error:
-            sizes = ", ".join(f"{image.width}x{image.height}" for request in requests for image in request.images)
-            raise ImageError(
-                f"the processor of {self.name} refuses images or prompt (image sizes: {sizes or 'none'}): {error}"
-            ) from error
-        inputs = batch.to(self._model.device)
-        for key, value in inputs.items():
-            if hasattr(value, "is_floating_point") and value.is_floating_point():
-                inputs[key] = value.to(self._model.dtype)
-        return Prompts(inputs=dict(inputs), pad_id=self._tokenizer.pad_token_id)
+        with self._lock:  # fast tokenizers keep their padding as state
+            prompts = self._encoder.prompts(requests)
+        return prompts.to(self._model.device, self._model.dtype)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -394,27 +380,4 @@ class LocalChat(Chat):
     def _list_tokens(self, constraint: ListConstraint) -> int:
         """About how many tokens the finished list takes, its end included."""
         text = constraint.opening + constraint.separator.join(constraint.names) + constraint.closing
-        return len(self._encode(text)) + 1
-
-    def _encode(self, text: str) -> list[int]:
-        """Tokens of an answer's text on its own; sentencepiece puts its leading space itself."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        if not ids:
-            raise OptionError(f"a continuation must hold at least one token, got {text!r}")
-        return ids
-
-    def _option_tokens(self, options: Sequence[str]) -> list[list[int]]:
-        """Each option's tokens up to the first that tells it from the others."""
-        encoded = [self._encode(option) for option in options]
-        shared = common_start(encoded) if len(encoded) > 1 else 0
-        cut = [ids[: shared + 1] for ids in encoded]
-        seen: dict[tuple[int, ...], str] = {}
-        for option, ids in zip(options, cut, strict=True):
-            if tuple(ids) in seen or len(ids) <= shared:
-                other = seen.get(tuple(ids)) or next(text for text in options if text != option)
-                raise OptionError(
-                    f"options must differ in their first token: {other!r} and {option!r} begin alike for {self.name}; "
-                    f"use letters, or the strategy 'likelihood', which reads whole texts"
-                )
-            seen[tuple(ids)] = option
-        return cut
+        return len(self._encoder.encode(text)) + 1

@@ -41,6 +41,14 @@ class Prompts:
         lengths: list[int] = self.inputs["attention_mask"].sum(-1).tolist()
         return lengths
 
+    def to(self, device: Any, dtype: Any) -> Prompts:
+        """The same on a device; what is floating, the pixels, in ``dtype``."""
+        moved = {
+            key: value.to(device, dtype if value.is_floating_point() else None) if hasattr(value, "to") else value
+            for key, value in self.inputs.items()
+        }
+        return Prompts(inputs=moved, pad_id=self.pad_id)
+
     def extended(self, tails: Sequence[Sequence[int]]) -> Prompts:
         """The prompts, each followed by given tokens of text; again padded on the left."""
         if not any(tails):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from rarvision.chat.prompts import BranchedPrompts, Prompts, common_start
 from rarvision.errors import ChatUnsupportedError
 
-__all__ = ["ContinuationScorer"]
+__all__ = ["ContinuationScorer", "rope_module", "with_positions"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +30,28 @@ _MEMORY_BUDGET = 512 * 2**20
 
 _FAILURES = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What a model raises that takes no cache, or not as it is used here."""
+
+
+def rope_module(model: Any) -> Any | None:
+    """The module that counts positions by images and keeps the last count (Qwen-VL's kin); None for others."""
+    return next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
+
+
+def with_positions(inputs: Mapping[str, Any], rope: Any | None) -> dict[str, Any]:
+    """Inputs of whole prompts, with the positions of left-padded tokens: 0, 1, … from the first that counts.
+
+    A model that counts by images (`rope_module`) counts itself; what it kept of an earlier image is dropped.
+    """
+    if rope is not None:
+        rope.rope_deltas = None
+        if any(key in inputs for key in ("pixel_values", "image_grid_thw")):
+            return dict(inputs)
+    return {**inputs, "position_ids": _positions(inputs["attention_mask"])}
+
+
+def _positions(mask: Any) -> Any:
+    """Positions of left-padded tokens: 0, 1, … from the first that counts."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +90,7 @@ class ContinuationScorer:
         self.image_reuse = True
         self._checked = False
         self._branches_checked: set[bool] = set()
-        self._rope = next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
+        self._rope = rope_module(model)
 
     def score(
         self,
@@ -171,17 +193,9 @@ class ContinuationScorer:
             return None
         return f"it gave {got:.4f} where a computation from scratch gave {expected:.4f}"
 
-    @staticmethod
-    def _positions(mask: Any) -> Any:
-        """Positions of left-padded tokens: 0, 1, … from the first that counts."""
-        return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
     def _forward_prompts(self, prompts: Prompts, *, keep: int, use_cache: bool) -> _Computed:
         """Whole prompts, images included."""
-        inputs = dict(prompts.inputs)
-        self._forget_positions()
-        if self._rope is None or not self._has_images(inputs):
-            inputs["position_ids"] = self._positions(inputs["attention_mask"])
+        inputs = with_positions(prompts.inputs, self._rope)
         output = self._model(**inputs, use_cache=use_cache, logits_to_keep=keep)
         mask, deltas = inputs["attention_mask"], None
         if self._rope is not None and self._rope.rope_deltas is not None:
@@ -208,7 +222,7 @@ class ContinuationScorer:
         cache = before.cache if last else copy.deepcopy(before.cache)
         cache.batch_select_indices(at)
         mask = torch.cat([before.mask[at], seen], dim=1)
-        positions = self._positions(mask)[:, -tokens.shape[1] :]
+        positions = _positions(mask)[:, -tokens.shape[1] :]
         deltas = None if before.deltas is None else before.deltas[at]
         if self._rope is not None:
             positions = (positions if deltas is None else positions + deltas).expand(3, -1, -1)
@@ -227,10 +241,6 @@ class ContinuationScorer:
         """Drop what the model keeps of an earlier image's forward pass: wrong, and silently so, for another."""
         if self._rope is not None:
             self._rope.rope_deltas = None
-
-    @staticmethod
-    def _has_images(inputs: dict[str, Any]) -> bool:
-        return any(key in inputs for key in ("pixel_values", "image_grid_thw"))
 
     def _totals(
         self, prompts: Prompts | BranchedPrompts, continuations: Sequence[Sequence[Sequence[int]]], compute: _Compute

@@ -17,6 +17,7 @@ from rarvision.errors import (
     MemoryStoreError,
     MissingExtraError,
     RarvisionError,
+    TrainingError,
 )
 
 __all__ = ["app", "exit_code", "run"]
@@ -46,7 +47,7 @@ Exit codes:
        `tune check` found
   2    wrong usage, or an input that cannot be read
   3    the memory: missing, empty, damaged, or of another encoder
-  4    a model: the encoder or the multimodal LLM cannot be loaded or does not answer
+  4    a model: the encoder or the multimodal LLM cannot be loaded, does not answer or cannot be trained
   70   an error that rarvision did not expect; please report it, with what --debug shows
   130  interrupted; what was written to --output stays, and the same command goes on
 
@@ -60,7 +61,7 @@ def exit_code(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, MemoryStoreError):
         return BAD_MEMORY
-    if isinstance(error, (EncoderError, ChatError, MissingExtraError)):
+    if isinstance(error, (EncoderError, ChatError, MissingExtraError, TrainingError)):
         return BAD_MODEL
     return BAD_INPUT if isinstance(error, (RarvisionError, OSError)) else UNEXPECTED
 
@@ -91,7 +92,7 @@ class _Group(TyperGroup):
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return printable(str(error)) or "interrupted"
     if isinstance(error, OSError) and error.filename is not None:
         return printable(f"{error.filename}: {error.strerror}")
     return printable(" ".join(str(error).split("\n")) or type(error).__name__)

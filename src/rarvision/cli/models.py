@@ -30,6 +30,8 @@ __all__ = [
     "ENCODER_KEY",
     "RankerOptions",
     "bind_encoder",
+    "is_main_process",
+    "local_mllm",
     "open_encoder",
     "open_ranker",
     "open_recognizer",
@@ -65,6 +67,12 @@ def _revision(spec: str) -> tuple[str, str | None]:
     """``NAME@REVISION`` in its two parts; a folder that is there stays whole."""
     name, at, revision = spec.rpartition("@")
     return (spec, None) if not at or Path(spec).exists() else (name, revision)
+
+
+def local_mllm(spec: str) -> tuple[str | Path, str | None]:
+    """A local MLLM's hub name or folder, and its revision: of ``NAME@REVISION``, a folder, or ``embedded:mllm``."""
+    folder = _embedded(spec, RANKERS)
+    return (folder, None) if folder is not None else _revision(spec)
 
 
 def open_encoder(spec: str, *, device: str = "auto") -> Encoder:
@@ -131,6 +139,7 @@ class RankerOptions:
     layout: str = "auto"
     model: str | None = None
     quantization: str | None = None
+    adapter: Path | None = None
     api_key: str | None = None
     timeout_s: float = 60.0
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -140,6 +149,8 @@ class RankerOptions:
             raise OptionError(f"--ranker-model goes with the URL of a server; got --ranker {self.spec}")
         if self.quantization is not None and self.served:
             raise OptionError("--quantization goes with a local model; a server loads its own")
+        if self.adapter is not None and self.served:
+            raise OptionError("--adapter goes with a local model; load the adapter into the server")
         if "max_tokens" in self.more and self.strategy not in ("generate", "auto"):  # before a model is loaded
             raise OptionError(f"--ranker-option max_tokens goes with --strategy generate, got {self.strategy}")
         self.check_corrections(self.strategy)
@@ -196,17 +207,17 @@ def _open_chat(wanted: RankerOptions, *, device: str, batch_size: int) -> Chat:
 
         named = {"model": wanted.model} if wanted.model else {}
         return open_chat(wanted.spec, api_key=wanted.api_key, timeout_s=wanted.timeout_s, **named, **more)
-    folder = _embedded(wanted.spec, RANKERS)
+    name, revision = local_mllm(wanted.spec)
     quiet_transformers()
     from rarvision.chat import LocalChat
 
-    name, revision = (folder, None) if folder is not None else _revision(wanted.spec)
     return LocalChat(
         name,
         revision=revision,
         device=device,
         batch_size=batch_size,
         quantization=cast("Any", wanted.quantization),
+        adapter=wanted.adapter,
         **more,
     )
 
@@ -256,6 +267,7 @@ def open_recognizer(
         layout=path.layout.value,
         model=path.ranker_model,
         quantization=path.quantization.value if path.quantization else None,
+        adapter=path.adapter,
         api_key=path.api_key,
         timeout_s=path.timeout,
         more=read_ranker_options(path.ranker_option or (), served=served),
@@ -326,6 +338,7 @@ _FOR_A_RANKER = (
     "gate",
     "allow_fallback",
     "quantization",
+    "adapter",
     "ranker_model",
     "ranker_option",
     "timeout",
@@ -405,6 +418,11 @@ def set_max_pixels(limit: int | None) -> None:
     """Apply ``--max-pixels`` to every image that this process reads."""
     if limit is not None:
         os.environ["RARVISION_MAX_PIXELS"] = str(limit)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all that ``accelerate launch`` or ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def quiet_transformers() -> None:

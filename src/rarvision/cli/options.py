@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "AdapterOption",
     "Aggregate",
     "AggregateOption",
     "AllowFallbackOption",
@@ -273,6 +274,14 @@ KOption = Annotated[int, typer.Option("--k", "-k", min=1, help="Candidates that 
 QuantizationOption = Annotated[
     Quantization | None,
     typer.Option("--quantization", help="Load a local --ranker in fewer bits; needs rarvision[quantized] and a GPU."),
+]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="Adapter that was trained on a local --ranker (rarvision tune train); needs rarvision[tune].",
+    ),
 ]
 RankerWeightOption = Annotated[
     str,

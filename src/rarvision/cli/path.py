@@ -42,6 +42,7 @@ class PathOptions:
     repeats: options.RepeatsOption = False
     allow_fallback: options.AllowFallbackOption = False
     quantization: options.QuantizationOption = None
+    adapter: options.AdapterOption = None
     ranker_model: options.RankerModelOption = None
     ranker_option: options.RankerOptionOption = None
     api_key: options.ApiKeyOption = None

@@ -1,4 +1,4 @@
-"""``rarvision tune …``: examples to learn ranking from, other trainers' formats, and the guard against leakage."""
+"""``rarvision tune …``: examples to learn ranking from, their formats, the guard against leakage, training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 import typer
 
-from rarvision.cli import models, options
+from rarvision.cli import models, options, tune_train
 from rarvision.cli.output import Bar, echo_json, print_table, printable, progress, say, show
 from rarvision.errors import DatasetError, InputError, OptionError
 
@@ -24,18 +24,20 @@ __all__ = ["app"]
 SOME_FAILED = 1
 
 app = typer.Typer(
-    short_help="Teach a multimodal LLM to rank: examples, formats, checks.",
+    short_help="Teach a multimodal LLM to rank: examples, checks, training.",
     help="""
 Teach a multimodal LLM to rank candidates, as the paper does on images of aircraft.
 
 `data` makes ranking examples out of labelled images, `check` makes sure that nothing of the test is among them,
-`convert` writes them in the formats of other trainers.
+`convert` writes them in the formats of other trainers; `train` learns from them, `merge` makes one model of a model and
+what was learned.
 
 \b
 Examples:
   rarvision tune data train/ --encoder openai/clip-vit-base-patch16 --output tuning.jsonl --test test/
   rarvision tune check --tuning tuning.jsonl --memory pets.memory --test test/
   rarvision tune convert tuning.jsonl --format llava --output llava.json
+  rarvision tune train tuning.jsonl --model llava-hf/llava-1.5-7b-hf --out runs/llava
 """,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -457,3 +459,6 @@ def _show(report: LeakageReport, *, title: str) -> None:
             how = "same bytes" if pair.kind == "exact" else f"look-alike ({pair.bits} bits of 64)"
             show(printable(f"  {how}: {pair.second} is {pair.first} in the {overlap.first} set"))
     show(printable(f"leakage: {report.summary()}" if report.leaked else "no leakage"))
+
+
+tune_train.register(app)

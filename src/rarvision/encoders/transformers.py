@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float
 
-from rarvision.checkpoints import checkpoint_source, without_weight_bars
+from rarvision.checkpoints import checkpoint_source, weight_files, without_weight_bars
 from rarvision.encoders.base import Encoder, batch_size_of
 from rarvision.encoders.pixels import PixelPlan
 from rarvision.errors import EncoderError, OptionError
@@ -249,34 +248,12 @@ class TransformersEncoder(Encoder):
         import torch
         from safetensors import safe_open
 
-        for file, names in self._weight_files():
+        for file, names in weight_files(self._name, revision=self._revision, missing=EncoderError):
             with safe_open(file, framework="pt") as tensors:
                 for name in names or sorted(tensors.keys()):
                     tensor = tensors.get_tensor(name)
                     if tensor.is_floating_point():
                         yield name, np.ascontiguousarray(tensor.to(torch.float32).numpy())
-
-    def _weight_files(self) -> list[tuple[str, list[str] | None]]:
-        from transformers.utils import cached_file
-
-        def find(file: str) -> str | None:
-            missing = {"_raise_exceptions_for_missing_entries": False}
-            found: str | None = cached_file(self._name, file, revision=self._revision, **missing)
-            return found
-
-        if single := find("model.safetensors"):
-            return [(single, None)]
-        listing = find("model.safetensors.index.json")
-        if listing is None:
-            raise EncoderError(f"{self._name}: no model.safetensors to compute a fingerprint from")
-        shards: dict[str, str] = json.loads(Path(listing).read_text(encoding="utf-8"))["weight_map"]
-        # By tensor name, not by shard: the fingerprint must not depend on how the weights were split.
-        grouped = itertools.groupby(sorted(shards.items()), key=lambda item: item[1])
-        folder = Path(listing).parent
-        return [
-            (str(folder / file) if (folder / file).is_file() else str(find(file)), [name for name, _ in items])
-            for file, items in grouped
-        ]
 
 
 def _pooled(output: Any) -> Float[np.ndarray, "n dim"]:

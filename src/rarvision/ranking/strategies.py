@@ -38,7 +38,7 @@ from rarvision.ranking.prompts import (
 from rarvision.ranking.showing import Layout, Presenter, Showing, Shown, Subject
 from rarvision.types import Ranking
 
-__all__ = ["STRATEGIES", "BaseRanker", "Ranker", "Strategy", "servable_strategies"]
+__all__ = ["STRATEGIES", "BaseRanker", "Ranker", "Strategy", "servable_strategies", "strategy_template"]
 
 Strategy = Literal["generate", "choice", "likelihood", "pointwise"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -149,7 +149,7 @@ class Ranker(BaseRanker):
             )
         self._chat = chat
         self._strategy: Strategy = strategy
-        self._template = _template(strategy, prompt, with_list=with_list)
+        self._template = strategy_template(strategy, prompt, with_list=with_list)
         self._constrained = constrained
         self._with_list = with_list
         self._normalize = normalize
@@ -476,8 +476,17 @@ class Ranker(BaseRanker):
         )
 
 
-def _template(strategy: Strategy, prompt: str | None, *, with_list: bool) -> str:
-    """The template that a prompt's name or text stands for; checked by filling it once."""
+def strategy_template(strategy: Strategy, prompt: str | None, *, with_list: bool = True) -> str:
+    """The template that a prompt's name or text stands for; checked by filling it once.
+
+    Args:
+        strategy: One of `STRATEGIES`.
+        prompt: As `Ranker` takes it; None for the strategy's own.
+        with_list: As `Ranker` takes it.
+
+    Raises:
+        OptionError: An unknown name, or a template without its field.
+    """
     if strategy == "choice":
         template = prompt or CHOICE_PROMPT
         choice_prompt(["a"], template)
