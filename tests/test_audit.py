@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,6 +262,23 @@ def test_a_broken_image_of_a_bare_ranker():
     assert (audit.n, audit.failures, audit.top1_mean, audit.changing) == (2, 1, 0.5, 0.0)
     nothing = audit_order(FirstShownForRed(), Pictures(["red"], ["a"], broken=[0]), candidates=[("a", "b")], orders=2)
     assert (nothing.top1_mean, nothing.picked, nothing.agreement) == (0.0, (), 0.0)
+
+
+def test_a_box_is_what_a_bare_ranker_sees():
+    class Boxed(Pictures):
+        @property
+        def items(self):
+            return [replace(item, box_xyxy=(0.0, 0.0, 8.0, 4.0)) for item in super().items]
+
+    class Sizes(FirstShownForRed):
+        def _rank_distinct(self, images, names):
+            self.asked += [image.size for image in images]
+            return super()._rank_distinct(images, names)
+
+    ranker = Sizes()
+    audit_order(ranker, Boxed(["red"], ["a"]), candidates=[("a", "b")], orders=2)
+    assert (8, 4) in ranker.asked
+    assert (16, 16) not in ranker.asked
 
 
 def test_wrong_options(memory):
