@@ -227,7 +227,7 @@ def line(row: Mapping[str, Any]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=5_000, help="images, over all domains")
+    parser.add_argument("--queries", type=int, default=500, help="images, over all domains (docs: 5,000)")
     parser.add_argument("--orders", type=int, default=20)
     parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=list(DOMAINS))
     parser.add_argument("--strategies", nargs="+", default=["choice", "likelihood"], choices=list(WAYS))
