@@ -232,11 +232,11 @@ def train(
 
     \b
     Examples:
-      rarvision tune train ranking.jsonl --model llava-hf/llava-1.5-7b-hf --out runs/llava --held-out other.jsonl
-      rarvision tune train ranking.jsonl -m Qwen/Qwen3-VL-4B-Instruct -o runs/qwen --objective choice --rank 16
-      rarvision tune train ranking.jsonl -m embedded:mllm -o runs/small --rank 8 --epochs 2 --plot loss.png
+      rarvision tune train tuning.jsonl --model llava-hf/llava-1.5-7b-hf --out runs/llava --held-out held-out.jsonl
+      rarvision tune train tuning.jsonl -m Qwen/Qwen3-VL-4B-Instruct -o runs/qwen --objective choice --rank 16
+      rarvision tune train tuning.jsonl -m embedded:mllm -o runs/small --rank 8 --epochs 2 --plot loss.png
       rarvision tune train pets/train -m llava-hf/llava-1.5-7b-hf -o runs/names --all-names --held-out pets/test
-      accelerate launch -m rarvision tune train ranking.jsonl -m … -o …        # a process for each GPU
+      accelerate launch -m rarvision tune train tuning.jsonl -m … -o …        # a process for each GPU
 
     \b
     --json prints one object: result, steps, loss_start, loss_end (nats a learned token; with choice, a question),

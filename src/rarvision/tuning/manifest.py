@@ -22,18 +22,20 @@ from rarvision.errors import DatasetError, InputError
 
 __all__ = [
     "MANIFEST_VERSION",
+    "VERSION_KEY",
     "TuningExample",
     "example_line",
     "header_line",
+    "is_manifest",
     "iter_manifest",
     "read_manifest",
     "read_settings",
 ]
 
+VERSION_KEY = "rarvision_tuning"
+"""The header's key for the version of the format, which tells manifests from other JSON lines."""
 MANIFEST_VERSION = 1
-"""What the header's ``rarvision_tuning`` says."""
 
-_KEY = "rarvision_tuning"
 _TEXTS = ("id", "image", "label")
 _LISTS = ("candidates", "target", "retrieved")
 
@@ -86,7 +88,7 @@ class TuningExample:
 
 def header_line(settings: Mapping[str, Any]) -> str:
     """A manifest's first line, without its line break."""
-    return _json({_KEY: MANIFEST_VERSION, **settings})
+    return _json({VERSION_KEY: MANIFEST_VERSION, **settings})
 
 
 def example_line(example: TuningExample, *, folder: Path) -> str:
@@ -106,6 +108,15 @@ def example_line(example: TuningExample, *, folder: Path) -> str:
             "retrieved": list(example.retrieved),
         }
     )
+
+
+def is_manifest(path: str | Path) -> bool:
+    """Whether a file begins as a manifest does; False where it cannot be read, too."""
+    try:
+        read_settings(path)
+    except DatasetError:
+        return False
+    return True
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -196,11 +207,11 @@ def _object(where: str, line: bytes) -> dict[str, Any]:
 
 def _header(path: Path, number: int, line: bytes) -> dict[str, Any]:
     settings = _object(f"{path}, line {number}", line)
-    version = settings.pop(_KEY, None)
+    version = settings.pop(VERSION_KEY, None)
     if isinstance(version, bool) or not isinstance(version, int):
         raise DatasetError(
-            f'{path}, line {number}: not a tuning manifest: expected a header with "{_KEY}": {MANIFEST_VERSION}, '
-            f"got the keys {', '.join(map(repr, settings)) or 'none'}"
+            f"{path}, line {number}: not a tuning manifest: expected a header with '{VERSION_KEY}': "
+            f"{MANIFEST_VERSION}, got the keys {', '.join(map(repr, settings)) or 'none'}"
         )
     if version > MANIFEST_VERSION:
         raise DatasetError(
