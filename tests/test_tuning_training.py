@@ -20,6 +20,7 @@ from rarvision.errors import (
     ChatUnavailableError,
     ChatUnsupportedError,
     DatasetError,
+    ImageError,
     InputError,
     MissingExtraError,
     OptionError,
@@ -508,3 +509,15 @@ def test_the_embedded_model_learns_names_that_it_did_not_know(tmp_path):
     )
     before, after = (getattr(report.held_out, stage)["likelihood"].top1 for stage in ("before", "after"))
     assert after > before + 0.2
+
+
+def test_an_image_that_cannot_be_read_is_named_and_can_be_mended(llava, tmp_path):
+    data = manifest(tmp_path / "data", 12)
+    image = tmp_path / "data" / "train" / "7.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:40])
+    options = {"model": llava, "out": tmp_path / "run", "recipe": small(), "device": "cpu", "checkpoint_steps": 1}
+    with pytest.raises(ImageError, match=r"train-7: .*7\.png.*same command again"):
+        train(data, **options)
+    image.write_bytes(whole)
+    assert len(train(data, **options).losses) == 3

@@ -109,29 +109,63 @@ def train(
         bool, typer.Option("--listwise", help="With choice: learn the whole order, not only the first place.")
     ] = False,
     prompt: options.PromptOption = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the examples.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="At its peak.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Passes over the examples.", show_default="1")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="At its peak.", show_default="2e-4; with paper 1e-5"),
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option("--warmup", help="Share of the steps over which it rises; then a cosine.", show_default="0.03"),
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Examples in a step of the optimiser, over all processes.")
+        int | None,
+        typer.Option(
+            "--batch-size", help="Examples in a step of the optimiser, over all processes.", show_default="16"
+        ),
     ] = None,
     micro_batch_size: Annotated[
         int | None,
-        typer.Option("--micro-batch-size", help="Examples in one forward pass: as many as the memory holds."),
+        typer.Option(
+            "--micro-batch-size",
+            help="Examples in one forward pass: as many as the memory holds.",
+            show_default="up to 4",
+        ),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", help="Rank of LoRA's matrices; alpha follows as twice the rank.")
+        int | None,
+        typer.Option("--rank", help="Rank of LoRA's matrices; alpha follows as twice the rank.", show_default="128"),
     ] = None,
-    alpha: Annotated[int | None, typer.Option("--alpha", help="LoRA's weight is alpha / rank.")] = None,
+    alpha: Annotated[
+        int | None, typer.Option("--alpha", help="LoRA's weight is alpha / rank.", show_default="256")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option("--dropout", help="Share of LoRA's inputs that is dropped.", show_default="0.05")
+    ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", metavar="LAYER", help="Linear layers that get LoRA, such as q_proj; may be repeated."),
+        typer.Option(
+            "--target",
+            metavar="LAYER",
+            help="Linear layers that get LoRA, such as q_proj; may be repeated.",
+            show_default="all of the language model's",
+        ),
     ] = None,
     projector: Annotated[
         bool | None,
-        typer.Option("--projector/--no-projector", help="Train what joins image encoder and language model as well."),
+        typer.Option(
+            "--projector/--no-projector",
+            help="Train what joins image encoder and language model as well.",
+            show_default="projector",
+        ),
     ] = None,
     projector_learning_rate: Annotated[
-        float | None, typer.Option("--projector-learning-rate", help="The projector's own.")
+        float | None,
+        typer.Option(
+            "--projector-learning-rate", help="The projector's own.", show_default="2e-5; with paper the same as all"
+        ),
     ] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute activations twice to save memory.")
@@ -140,7 +174,9 @@ def train(
         Precision | None,
         typer.Option("--precision", help="auto: bfloat16 on a GPU that has it.", show_default="auto"),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the order, the initial matrices, dropout.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the order, the initial matrices, dropout.", show_default="0")
+    ] = None,
     held_out: Annotated[
         Path | None,
         typer.Option(
@@ -196,11 +232,11 @@ def train(
 
     \b
     Examples:
-      rarvision tune train ranking.jsonl --model llava-hf/llava-1.5-7b-hf --out runs/llava --held-out other.jsonl
-      rarvision tune train ranking.jsonl -m Qwen/Qwen3-VL-4B-Instruct -o runs/qwen --objective choice --rank 16
-      rarvision tune train ranking.jsonl -m embedded:mllm -o runs/small --rank 8 --epochs 2 --plot loss.png
+      rarvision tune train tuning.jsonl --model llava-hf/llava-1.5-7b-hf --out runs/llava --held-out held-out.jsonl
+      rarvision tune train tuning.jsonl -m Qwen/Qwen3-VL-4B-Instruct -o runs/qwen --objective choice --rank 16
+      rarvision tune train tuning.jsonl -m embedded:mllm -o runs/small --rank 8 --epochs 2 --plot loss.png
       rarvision tune train pets/train -m llava-hf/llava-1.5-7b-hf -o runs/names --all-names --held-out pets/test
-      accelerate launch -m rarvision tune train ranking.jsonl -m … -o …        # a process for each GPU
+      accelerate launch -m rarvision tune train tuning.jsonl -m … -o …        # a process for each GPU
 
     \b
     --json prints one object: result, steps, loss_start, loss_end (nats a learned token; with choice, a question),
@@ -217,10 +253,12 @@ def train(
         "prompt": models.read_prompt(prompt),
         "epochs": epochs,
         "learning_rate": learning_rate,
+        "warmup": warmup,
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
         "rank": rank,
         "alpha": alpha,
+        "dropout": dropout,
         "targets": tuple(target) if target else None,
         "projector": projector,
         "projector_learning_rate": projector_learning_rate,
