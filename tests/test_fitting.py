@@ -277,6 +277,21 @@ def test_one_image_a_category_tells_of_the_ranker(tmp_path):
     assert bad.mixed.ranker_weight < 0.3
 
 
+def test_one_image_a_category_and_names_tell_of_retrieval_too(tmp_path):
+    (tmp_path / "images").mkdir()
+    with LocalMemory.create(tmp_path / "memory", encoder=FakeEncoder(dim=24)) as memory:
+        memory.add(pictures(40, 1, tmp_path / "images"))
+        memory.add_texts([f"c{n}" for n in range(40)])
+        fit = rv.fit_recognizer(rv.Recognizer(memory, ranker=Oracle(1.0), k=4))
+    assert fit.mix.status == "partial"
+    assert fit.mix.placed == 0
+    assert 0 < fit.mix.images < 40, "those whose name is among the four nearest to a random vector"
+    assert fit.mix.retrieval < 0.6
+    assert fit.mix.ranker == 1.0
+    assert fit.gate is None
+    assert "one image" in fit.gate_reason
+
+
 def test_a_memory_of_names_gives_the_shipped_parameters(tmp_path):
     with LocalMemory.create(tmp_path / "memory", encoder=FakeEncoder(dim=24)) as memory:
         with pytest.raises(MemoryEmptyError, match="empty"):

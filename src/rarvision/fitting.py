@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from rarvision.calibration import (
@@ -25,6 +26,7 @@ from rarvision.calibration import (
 )
 from rarvision.errors import ImageError, InputError, MemoryEmptyError, OptionError
 from rarvision.exemplars import Exemplars, entry_image
+from rarvision.index import top_k
 from rarvision.judging import fit_key, keep_fit, merged, parts_of, ranked_places
 from rarvision.memory.base import Memory
 from rarvision.metrics import area_under_roc, brier_score, expected_calibration_error
@@ -37,7 +39,7 @@ __all__ = ["fit_recognizer"]
 _FOLDS = 5
 _AT_ONCE = 32
 
-Kind = Literal["known", "foreign", "placed"]
+Kind = Literal["known", "named", "foreign", "placed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,10 @@ def fit_recognizer(
 
     Asked are up to ``images`` images of categories that hold several (what leaving one out takes from its category is
     made up for), and half as many whose whole category is left out, as if the memory did not know it. Where all
-    categories hold a single image, the true category is put among the candidates at a random place, which tells how far
-    the ranker is to be trusted, but nothing of retrieval: the status is then ``partial``. A memory of names alone
-    cannot be fitted on, and gives the shipped parameters: ``unfitted``.
+    categories hold a single image, retrieval is asked by names alone; where it has none, the true category is put among
+    the candidates at a random place, which tells how far the ranker is to be trusted, but nothing of retrieval: the
+    status is then ``partial``, and there is no gate. A memory of names alone cannot be fitted on, and gives the shipped
+    parameters: ``unfitted``.
 
     Args:
         recognizer: Its retriever must propose distinct categories; a gate of its own does not matter here.
@@ -140,13 +143,18 @@ def _questions(recognizer: Recognizer, images: int, seed: int) -> list[_Question
     rng = np.random.default_rng(seed)
     several = rng.permutation(np.flatnonzero(counts[category] > 1))
     singles = rng.permutation(np.flatnonzero(counts[category] == 1))
-    known, placed = several[:images], singles[: images if not len(several) else 0]
+    known, alone = several[:images], singles[: images if not len(several) else 0]
+    by_names = retriever.source != "image" and memory.count("text") > 0
+    named, placed = (alone, alone[:0]) if by_names else (alone[:0], alone)
     foreign = rng.permutation(several if len(several) else singles)[: max(1, images // 2)]
     found: list[_Question] = []
-    for kind, rows in (("known", known), ("foreign", foreign), ("placed", placed)):
+    for kind, rows in (("known", known), ("named", named), ("foreign", foreign), ("placed", placed)):
         if not len(rows):
             continue
-        proposed = retriever.retrieve_left_out(ids[rows], foreign=kind != "known")
+        if kind == "named":
+            proposed = _by_names(recognizer, ids[rows])
+        else:
+            proposed = retriever.retrieve_left_out(ids[rows], foreign=kind != "known")
         for row, candidates in zip(rows.tolist(), proposed, strict=True):
             truth = names[int(codes[row])]
             if kind == "placed":
@@ -156,6 +164,21 @@ def _questions(recognizer: Recognizer, images: int, seed: int) -> list[_Question
                     _Question(entry=int(ids[row]), kind=kind, candidates=tuple(candidates), truth=truth)  # type: ignore[arg-type]
                 )
     return found
+
+
+def _by_names(recognizer: Recognizer, ids: Int[np.ndarray, " n"]) -> list[list[Candidate]]:
+    """Candidates by the similarity of names alone, on the scale that fusion gives it."""
+    retriever, names = recognizer.retriever, recognizer.memory.category_names()
+    codes, _, by_text = retriever.left_out(ids, even=True)
+    columns = top_k(by_text, retriever.k)
+    return [
+        [
+            Candidate(category=names[int(codes[column])], similarity=float(row[column]))
+            for column in chosen
+            if np.isfinite(row[column])
+        ]
+        for row, chosen in zip(by_text, columns.tolist(), strict=True)
+    ]
 
 
 def _placed(candidates: Sequence[Candidate], truth: str, k: int, rng: np.random.Generator) -> list[Candidate]:
@@ -291,6 +314,7 @@ def _evidence(question: _Question, ranking: Ranking | None) -> Evidence:
         log_scores=scores,
         truth=names.index(question.truth) if question.truth in names else None,
         foreign=question.kind == "foreign",
+        by_names=question.kind == "named",
         placed=question.kind == "placed",
         parts=parts_of(distinct),
     )
@@ -303,6 +327,8 @@ def _fit(evidence: Sequence[Evidence], *, foreign_share: float, accepted: float,
     mix = fit_mix(evidence, Calibration())
     mixed, alone = _applied(evidence, mix, foreign_share, accepted)
     gate, curve, reason = fit_gate(evidence, mixed, alone, target=target)
+    if mix.status == "partial":
+        reason = "each category has one image, which cannot be left out"
     return {
         "mix": mix,
         "mixed": mixed,
@@ -328,7 +354,7 @@ def _applied(
 
 def _measures(evidence: Sequence[Evidence], foreign_share: float, accepted: float) -> dict[str, float]:
     """What the fit is worth on images that it was not fitted on, beside the shipped parameters."""
-    usable = [e for e in evidence if not e.placed]
+    usable = [e for e in evidence if not e.placed and not e.by_names]
     if sum(not e.foreign for e in usable) < 2 * _FOLDS:
         return {}
     fitted: list[tuple[Calibration, Calibration]] = []

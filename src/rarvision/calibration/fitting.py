@@ -48,6 +48,7 @@ class Evidence:
         truth: Place of the true category among the candidates, None where it is not among them.
         foreign: Whether the true category was taken out of the memory on purpose.
         parts: Similarities by images alone, and by texts alone.
+        by_names: Whether retrieval could only be asked by names: the image is its category's only one.
         placed: Whether the true category was put among the candidates, since retrieval could not be asked for it: its
             similarity says nothing.
     """
@@ -57,6 +58,7 @@ class Evidence:
     log_scores: tuple[float, ...] | None
     truth: int | None
     foreign: bool = False
+    by_names: bool = False
     placed: bool = False
     parts: Parts = (None, None)
 
@@ -76,7 +78,8 @@ class MixFit:
         mixed: Accuracy of the mix, cross-fitted.
         log_loss: Mean negative log-probability that the mix gives the truth, nats, cross-fitted.
         default_log_loss: The same of the shipped default.
-        status: ``fitted``; ``partial``: the ranker's weight alone, since no image can be left out; ``unfitted``.
+        status: ``fitted``; ``partial``: no image can be left out, so that retrieval was asked by names alone, or, where
+            there are none, nothing but the ranker's weight was fitted; ``unfitted``.
     """
 
     scale: float
@@ -141,7 +144,7 @@ def fit_mix(
         default_log_loss=_mean(
             [-float(mixed_log_probs(e.similarities, e.order, e.log_scores, default)[e.truth or 0]) for e in ranked]
         ),
-        status="fitted" if found else "partial" if placed else "unfitted",
+        status="unfitted" if not known else "fitted" if any(not e.by_names for e in found) else "partial",
     )
 
 
@@ -242,7 +245,7 @@ def fit_unknown(
     """
     if not 0.0 < foreign_share < 1.0 or not 0.0 < accepted <= 1.0:
         raise OptionError(f"foreign_share and accepted must lie between 0 and 1, got {foreign_share} and {accepted}")
-    usable = [e for e in evidence if not e.placed]
+    usable = [e for e in evidence if not e.placed and not e.by_names]
     foreign = np.array([e.foreign for e in usable], dtype=bool)
     missing = np.array([e.truth is None for e in usable], dtype=bool)
     if missing.all() or not missing.any() or foreign.all():
@@ -411,7 +414,7 @@ def fit_gate(
     """
     if not 0.0 < target <= 1.0:
         raise OptionError(f"target must lie above 0 and at most at 1, got {target}")
-    used = [e for e in evidence if not e.foreign and not e.placed and e.order is not None]
+    used = [e for e in evidence if not (e.foreign or e.placed or e.by_names) and e.order is not None]
     before = [mixed_log_probs(e.similarities, None, None, alone) for e in used]
     right = np.array([int(p.argmax()) == e.truth for p, e in zip(before, used, strict=True)], dtype=bool)
     after = np.array(
