@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 
 from rarvision.errors import InputError, OptionError
 from rarvision.metrics import (
+    area_under_roc,
     bootstrap_interval,
+    brier_score,
     expected_calibration_error,
+    false_positive_rate_at,
     mean_per_class_accuracy,
     recall_at_k,
+    risk_coverage,
     topk_accuracy,
 )
 
@@ -96,3 +100,41 @@ def test_bad_input():
         bootstrap_interval([1.0], confidence=1.0)
     with pytest.raises(OptionError):
         expected_calibration_error([0.5], [True], bins=0)
+
+
+def slow_auroc(values, positive):
+    highs, lows = ([v for v, p in zip(values, positive, strict=True) if bool(p) is wanted] for wanted in (True, False))
+    pairs = [(a, b) for a in highs for b in lows]
+    return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("levels", [3, 10, 1_000])
+def test_area_under_roc_agrees_with_all_pairs(levels):
+    rng = np.random.default_rng(levels)
+    for _ in range(20):
+        values = rng.integers(0, levels, 40) / levels
+        positive = rng.random(40) < 0.3
+        positive[:2] = True, False
+        assert area_under_roc(values, positive) == pytest.approx(slow_auroc(values, positive))
+    assert math.isnan(area_under_roc([1.0, 2.0], [True, True]))
+
+
+def test_false_positive_rate_by_hand():
+    values, positive = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [True, False, True, False, True, False]
+    assert false_positive_rate_at(values, positive, true_positive_rate=0.3) == 0.0
+    assert false_positive_rate_at(values, positive, true_positive_rate=0.6) == pytest.approx(1 / 3)
+    assert false_positive_rate_at(values, positive) == pytest.approx(2 / 3)
+    assert false_positive_rate_at([0.5, 0.5], [True, False]) == 1.0, "ties are taken together"
+    assert math.isnan(false_positive_rate_at([0.5], [True]))
+    with pytest.raises(OptionError):
+        false_positive_rate_at(values, positive, true_positive_rate=0.0)
+
+
+def test_risk_and_coverage_by_hand():
+    coverage, risk = risk_coverage([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
+    np.testing.assert_allclose(coverage, [0.25, 0.75, 1.0])
+    np.testing.assert_allclose(risk, [0.0, 1 / 3, 0.5])
+
+
+def test_brier_score_by_hand():
+    assert brier_score([1.0, 0.5, 0.0], [True, True, True]) == pytest.approx(1.25 / 3)

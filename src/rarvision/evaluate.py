@@ -117,6 +117,8 @@ class Report:
         call_rate: Share of the answered images that the ranker was asked about; None without a ranker.
         rejected: Images that were called "unknown".
         foreign: Images whose label the memory does not hold: "unknown" is the right answer for them, and no other.
+        foreign_rejected: Of these, called "unknown".
+        open_top1: Share of all images whose answer is right, "unknown" counting as the answer for foreign ones.
         unknown_auroc: Probability that a foreign image was given a higher ``unknown_probability`` than one that the
             memory knows; None where there are no foreign images, or only those.
         unknown_fpr95: Share of the foreign images that are accepted where 95 % of the others are; None likewise.
@@ -147,6 +149,8 @@ class Report:
     call_rate: float | None
     rejected: int
     foreign: int
+    foreign_rejected: int
+    open_top1: float
     unknown_auroc: float | None
     unknown_fpr95: float | None
     top1_accepted: float | None
@@ -210,7 +214,8 @@ class Report:
         if self.rejected and self.top1_accepted is not None:
             rows.append(("called unknown", f"{self.rejected:,}; of the others right {self.top1_accepted:.1%}"))
         if self.foreign:
-            rows.append(("not in the memory", f"{self.foreign:,} images"))
+            rows.append(("not in the memory", f"{self.foreign:,}, called unknown {self.foreign_rejected:,}"))
+            rows.append(("right, unknown included", f"{self.open_top1:.1%}"))
         if self.unknown_auroc is not None and self.unknown_fpr95 is not None:
             accepted = f"{self.unknown_fpr95:.1%} accepted with 95 % of the others"
             rows.append(("AUROC of unknown", f"{self.unknown_auroc:.3f} ({accepted})"))
@@ -344,6 +349,11 @@ def _report(
         call_rate=None if recognizer.ranker is None or not answered else 1.0 - counts["skipped"] / len(answered),
         rejected=sum(image.unknown for image in answered),
         foreign=sum(foreign),
+        foreign_rejected=sum(f and image.unknown for f, image in zip(foreign, answered, strict=True)),
+        open_top1=sum(
+            image.unknown if f else r and not image.unknown for f, r, image in zip(foreign, hit, answered, strict=True)
+        )
+        / len(images),
         unknown_auroc=area_under_roc(outside, foreign) if some else None,
         # the positives are the images that the memory knows
         unknown_fpr95=false_positive_rate_at([-v for v in outside], [not f for f in foreign]) if some else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from rarvision.calibration import (
     Evidence,
     MixFit,
     RankerFit,
+    check_shares,
     fit_gate,
     fit_mix,
     fit_unknown,
@@ -31,7 +33,7 @@ from rarvision.judging import fit_key, keep_fit, merged, parts_of, ranked_places
 from rarvision.memory.base import Memory
 from rarvision.metrics import area_under_roc, brier_score, expected_calibration_error
 from rarvision.pipeline import Recognizer
-from rarvision.ranking import Showing
+from rarvision.ranking import Showing, Shown
 from rarvision.types import Candidate, Entry, Ranking
 
 __all__ = ["fit_recognizer"]
@@ -53,7 +55,9 @@ class _Question:
 
     @property
     def key(self) -> str:
-        return f"{self.kind} {self.entry}"
+        """Tells the question from others, the names and their order included."""
+        names = json.dumps([candidate.category for candidate in self.candidates])
+        return f"{self.kind} {self.entry} {zlib.crc32(names.encode()):08x}"
 
 
 def fit_recognizer(
@@ -95,7 +99,7 @@ def fit_recognizer(
         The fit.
 
     Raises:
-        OptionError: An option out of range.
+        OptionError: An option out of range, ``distinct=False``, or views.
         MemoryEmptyError: The memory holds nothing.
         ImageError: Not one of the images can be had.
         InputError: ``out`` holds the answers of another ranker, retriever or memory.
@@ -103,12 +107,19 @@ def fit_recognizer(
     """
     if images < 1:
         raise OptionError(f"images must be at least 1, got {images}")
+    check_shares(foreign_share=foreign_share, accepted=accepted, target=target)
     memory = recognizer.memory
     if not memory.count():
         raise MemoryEmptyError("the memory is empty; add images and names before fitting on it")
     settings = {name: recognizer.settings[name] for name in ("retriever", "ranker", "views")}
+    if settings["views"] != "whole":
+        raise OptionError(
+            f"images are left out by the vectors that the memory holds, which are of whole images; views="
+            f"{settings['views']!r} cannot be fitted: fit, and recognise, with views='whole'"
+        )
+    content = memory.content_hash  # of what is asked about, whatever is added meanwhile
     questions = _questions(recognizer, images, seed)
-    answers = _Answers(out, {**settings, "memory_content": memory.content_hash})
+    answers = _Answers(out, {**settings, "memory_content": content})
     with answers:
         found = list(_asked(recognizer, questions, answers, open_image or _Opener(memory), progress))
     evidence = [_evidence(question, ranking) for question, ranking in found]
@@ -120,7 +131,9 @@ def fit_recognizer(
     fit = RankerFit(
         **_fit(evidence, foreign_share=foreign_share, accepted=accepted, target=target),
         key=fit_key(settings),
-        memory_content=memory.content_hash,
+        memory_content=content,
+        asked=len(evidence),
+        missing=len(questions) - len(evidence),
         settings=settings,
         version=version("rarvision"),
     )
@@ -141,9 +154,12 @@ def _questions(recognizer: Recognizer, images: int, seed: int) -> list[_Question
     names = memory.category_names()
     _, category, counts = np.unique(codes, return_inverse=True, return_counts=True)
     rng = np.random.default_rng(seed)
+    if retriever.source == "text":  # whose images are not what is searched: nothing need be left out
+        category = np.zeros_like(category)
+        counts = np.array([max(2, len(ids))])
     several = rng.permutation(np.flatnonzero(counts[category] > 1))
     singles = rng.permutation(np.flatnonzero(counts[category] == 1))
-    known, alone = several[:images], singles[: images if not len(several) else 0]
+    known, alone = several[:images], singles[: max(0, images - len(several))]
     by_names = retriever.source != "image" and memory.count("text") > 0
     named, placed = (alone, alone[:0]) if by_names else (alone[:0], alone)
     foreign = rng.permutation(several if len(several) else singles)[: max(1, images // 2)]
@@ -159,7 +175,7 @@ def _questions(recognizer: Recognizer, images: int, seed: int) -> list[_Question
             truth = names[int(codes[row])]
             if kind == "placed":
                 candidates = _placed(candidates, truth, retriever.k, rng)  # noqa: PLW2901 - with the truth among them
-            if len(candidates) > 1:
+            if candidates:
                 found.append(
                     _Question(entry=int(ids[row]), kind=kind, candidates=tuple(candidates), truth=truth)  # type: ignore[arg-type]
                 )
@@ -225,19 +241,39 @@ def _asked(
                 shown.append((question, open_image(entries[question.entry])))
             except ImageError:
                 answers.missing.add(question.key)
-        if shown and recognizer.ranker is not None:
+        if shown:
             context = exemplars.of([q.candidates for q, _ in shown], without=[q.entry for q, _ in shown])
-            rankings = recognizer.ranker.rank_batch(
-                [image for _, image in shown], [[c.category for c in q.candidates] for q, _ in shown], context
-            )
-            for (question, _), ranking in zip(shown, rankings, strict=True):
-                answers.add(question.key, ranking)
+            _ask(recognizer, shown, context, answers)
         for question in part:
             if question.key not in answers.missing:
                 yield question, answers.known.get(question.key)
         done += len(part)
         if progress is not None:
             progress(done, len(questions))
+
+
+def _ask(
+    recognizer: Recognizer,
+    shown: Sequence[tuple[_Question, Image.Image]],
+    context: Sequence[Sequence[Shown]] | None,
+    answers: _Answers,
+) -> None:
+    """Have a batch ranked; where the MLLM's preprocessing refuses an image one by one, so that only that is missing."""
+    ranker = recognizer.ranker
+    if ranker is None:
+        return
+    names = [[candidate.category for candidate in question.candidates] for question, _ in shown]
+    try:
+        rankings = ranker.rank_batch([image for _, image in shown], names, context)
+    except ImageError:
+        if len(shown) == 1:
+            answers.missing.add(shown[0][0].key)
+            return
+        for place, each in enumerate(shown):
+            _ask(recognizer, [each], None if context is None else [context[place]], answers)
+        return
+    for (question, _), ranking in zip(shown, rankings, strict=True):
+        answers.add(question.key, ranking)
 
 
 class _Answers:
@@ -253,9 +289,12 @@ class _Answers:
     def __enter__(self) -> None:
         if self._path is None:
             return
-        lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.exists() else []
-        whole = lines[:-1]  # the last one is empty, or was cut off
+        whole: list[str] = []
         try:
+            text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+            whole = text.split("\n")[:-1]  # the last one is empty, or was cut off
+            if text and not whole:
+                raise InputError(f"{self._path}: not the answers of a fit (no complete line); give another file")
             if whole and json.loads(whole[0])["settings"] != self._settings:
                 raise InputError(
                     f"{self._path}: holds the answers for another ranker, retriever or memory; give another file, or "
@@ -268,10 +307,11 @@ class _Answers:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self._path}: not the answers of a fit ({error}); give another file") from error
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w", encoding="utf-8")
         head = whole or [json.dumps({"settings": self._settings})]
-        self._file.write("\n".join(head) + "\n")
-        self._file.flush()
+        draft = self._path.with_name(self._path.name + ".part")
+        draft.write_text("\n".join(head) + "\n", encoding="utf-8")
+        draft.replace(self._path)  # what was there is whole until then
+        self._file = self._path.open("a", encoding="utf-8")
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, final
@@ -22,11 +23,13 @@ from rarvision.calibration import (
     mixed_log_probs,
     unknown_probability,
 )
-from rarvision.errors import OptionError
+from rarvision.errors import InputError, OptionError
 from rarvision.memory.base import Memory
 from rarvision.types import Candidate, Prediction, Ranking
 
 __all__ = ["Judge", "fit_key", "keep_fit", "kept_fit", "merged", "parts_of", "ranked_places"]
+
+log = logging.getLogger(__name__)
 
 _FIT_NOTE = "fit:"
 _KEY_DIGITS = 16
@@ -42,14 +45,20 @@ def fit_key(settings: Mapping[str, Any]) -> str:
 
 
 def kept_fit(memory: Memory, key: str) -> RankerFit | None:
-    """The fit that a memory keeps under a key; None without one; `InputError` where it cannot be read."""
+    """The fit that a memory keeps under a key; None without one, and, with a warning, where it cannot be read."""
     text = memory.notes().get(_FIT_NOTE + key)
-    return None if text is None else RankerFit.from_dict(json.loads(text))
+    if text is None:
+        return None
+    try:
+        return RankerFit.from_dict(json.loads(text))
+    except (ValueError, InputError) as error:
+        log.warning("the fit that the memory keeps cannot be read, so the shipped parameters hold: %s", error)
+        return None
 
 
 def keep_fit(memory: Memory, fit: RankerFit) -> None:
     """Keep a fit with its memory, in place of an older one of the same key."""
-    memory.set_note(_FIT_NOTE + fit.key, json.dumps(fit.to_dict()))
+    memory.set_note(_FIT_NOTE + fit.key, json.dumps(fit.to_dict(), allow_nan=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,7 @@ class _Parameters:
     mixed: Calibration
     alone: Calibration
     gate: GateModel | None
+    gate_prior: Calibration
     status: FitStatus
 
 
@@ -99,30 +109,34 @@ class Judge:
         self._gate = None if gate is False else gate
         self._reject = reject
         for name, value in (("gate", self._gate), ("reject", reject)):
-            if value is not None and not isinstance(value, bool) and not 0.0 < value <= 1.0:
+            if value is None or isinstance(value, bool):
+                continue
+            if not isinstance(value, (int, float)) or not 0.0 < value <= 1.0:
                 raise OptionError(f"{name} must be True, False or a number above 0 and at most 1, got {value!r}")
         if isinstance(fit, RankerFit) and fit.key != self._key:
             raise OptionError(
                 f"this fit is for other settings ({fit.key}, these are {self._key}): fit again with the retriever and "
                 "the ranker in use"
             )
-        self._state: tuple[int, _Parameters] | None = None
-        self._parameters()
+        self._ranked = settings["ranker"] is not None
+        self._state: tuple[int, _Parameters] = (memory.revision, self._read())
 
     @property
     def status(self) -> FitStatus:
         """What the probabilities rest on."""
-        return self._parameters().status
+        self.refresh()
+        return self._now.status
 
     @property
     def gated(self) -> bool:
         """Whether there is a gate."""
-        return self._parameters().gate is not None
+        return self._now.gate is not None
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that changes a prediction, as JSON values."""
-        now = self._parameters()
+        self.refresh()
+        now = self._now
         return {
             "ranker_weight": now.mixed.ranker_weight if self._weight is None else self._weight,
             "calibration": asdict(now.mixed),
@@ -131,55 +145,71 @@ class Judge:
             "fit": now.status,
         }
 
-    def _parameters(self) -> _Parameters:
-        revision = self._memory.revision
-        if self._state is None or self._state[0] != revision:
-            self._state = (revision, self._read())
+    @property
+    def _now(self) -> _Parameters:
         return self._state[1]
+
+    def refresh(self) -> None:
+        """Look whether the memory, or its fit, has changed; once a batch, since a server is asked for it.
+
+        A new fit without what this was made with, a gate or a threshold, is not taken: the old one stays, as ``stale``.
+        """
+        revision = self._memory.revision
+        if self._state[0] == revision:
+            return
+        try:
+            found = self._read()
+        except OptionError as error:
+            log.warning("the fit that the memory keeps now is not taken: %s", error)
+            found = replace(self._now, status="stale")
+        self._state = (revision, found)
 
     def _read(self) -> _Parameters:
         fit = kept_fit(self._memory, self._key) if self._fit == "kept" else self._fit
         status: FitStatus = "unfitted" if fit is None else fit.status(self._memory.content_hash)
         mixed, alone = (Calibration(), Calibration()) if fit is None else (fit.mixed, fit.alone)
+        gate_prior = alone
         if self._given is not None:
             mixed, alone, status = self._given, self._given, "given"
-        if self._reject is True and (mixed.reject_above is None or alone.reject_above is None):
+        elif self._weight is not None and fit is not None:
+            status = "given"
+        needed = (alone, mixed) if self._ranked else (alone,)
+        if self._reject is True and any(each.reject_above is None for each in needed):
             raise OptionError(
-                'reject=True takes the threshold of "unknown" that was fitted on the memory, and there is none: fit it '
-                "(`rarvision fit`, `fit_recognizer`), or give a probability from 0 to 1"
+                'there is no fitted threshold of "unknown" (reject=True, --unknown auto): '
+                f"{_why_none(fit)}; or give a probability from 0 to 1"
             )
         if self._reject is not True:
             above = None if self._reject is False else float(self._reject)
             mixed, alone = replace(mixed, reject_above=above), replace(alone, reject_above=above)
-        return _Parameters(mixed, alone, self._gate_of(fit), status)
+        return _Parameters(mixed, alone, self._gate_of(fit), gate_prior, status)
 
     def _gate_of(self, fit: RankerFit | None) -> GateModel | None:
         if self._gate is None:
             return None
         if fit is None or fit.gate is None or fit.curve is None:
-            why = "nothing was fitted on this memory for this ranker" if fit is None else fit.gate_reason
-            raise OptionError(
-                f"a gate is fitted on the memory, and there is none: {why}. Fit it (`rarvision fit`, "
-                "`fit_recognizer`), or ask the ranker always"
-            )
+            why = _why_none(fit) if fit is None else f"the fit has none: {fit.gate_reason}"
+            raise OptionError(f"there is no gate: {why}; or ask the ranker always")
         if self._gate is True:
             return fit.gate
         place, _ = fit.curve.at(float(self._gate))
+        gain = fit.curve.accuracy[-1] - fit.curve.accuracy[0]
         return replace(
             fit.gate,
             threshold=fit.curve.threshold[place],
             target=float(self._gate),
             call_rate=fit.curve.call_rate[place],
+            gain_kept=1.0 if gain <= 0 else (fit.curve.accuracy[place] - fit.curve.accuracy[0]) / gain,
         )
 
     def skip(self, candidates: Sequence[Candidate], strategy: str) -> Ranking | None:
         """The ranking that stands for an image that the ranker need not be asked about; None where it is to be."""
-        now = self._parameters()
+        now = self._now
         if now.gate is None:
             return None
         distinct = merged(candidates)[0]
         similarities = [candidate.similarity for candidate in distinct]
-        prior = mixed_log_probs(similarities, None, None, now.alone)
+        prior = mixed_log_probs(similarities, None, None, now.gate_prior)
         sure = now.gate.sureness(similarities, prior, parts_of(distinct))
         if sure < now.gate.threshold:
             return None
@@ -196,7 +226,7 @@ class Judge:
         ranking_ms: float,
     ) -> Prediction:
         """Mix, and say how probable each candidate and "none of these" is."""
-        now = self._parameters()
+        now = self._now
         distinct, firsts = merged(candidates)
         similarities = [candidate.similarity for candidate in distinct]
         order, scores = ranked_places(ranking, firsts)
@@ -214,11 +244,19 @@ class Judge:
             unknown_probability=unknown,
             retrieved=tuple(candidate.category for candidate in candidates),
             ranking=ranking,
-            unknown=calibration.reject_above is not None and unknown >= calibration.reject_above,
+            unknown=calibration.reject_above is not None and unknown > calibration.reject_above,
             fit=now.status,
             retrieval_ms=retrieval_ms,
             ranking_ms=ranking_ms,
         )
+
+
+def _why_none(fit: RankerFit | None) -> str:
+    if fit is None:
+        return "nothing was fitted on this memory for these settings: fit (`rarvision fit`, `fit_recognizer`)"
+    if fit.mix.status == "partial":
+        return "most categories have one image, so that none could be left out: add images, and fit again"
+    return "too few images could be left out: add images, and fit again"
 
 
 def ranked_places(

@@ -329,6 +329,7 @@ class Recognizer:
         self, batch: Sequence[_Loaded | RecognitionFailure], orders: Callable[[str, int], Sequence[Sequence[int]]]
     ) -> Iterator[tuple[Prediction, ...] | RecognitionFailure]:
         started = time.perf_counter()
+        self._judge.refresh()
         good, found, failures = self._retrieve_loaded(batch)
         retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
         shown = [

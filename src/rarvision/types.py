@@ -66,7 +66,9 @@ class Sample:
 
 def box_suffix(box: Box | None) -> str:
     """What tells the sources of several boxes of one image apart, after the image's own name."""
-    return "" if box is None else "#xyxy=" + ",".join(f"{edge:g}" for edge in box)
+    if box is None:
+        return ""
+    return "#xyxy=" + ",".join(str(int(edge)) if edge == int(edge) else repr(float(edge)) for edge in box)
 
 
 def check_box(box: Box, source: str) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "GateCurve",
     "GateModel",
     "MixFit",
+    "check_shares",
     "fit_gate",
     "fit_mix",
     "fit_unknown",
@@ -29,11 +30,12 @@ __all__ = [
 ]
 
 _FOLDS = 5
-_SCALES = np.exp(np.linspace(math.log(1 / 16), math.log(8), 29))  # of retrieval's log-prior
+_SCALES = np.exp(np.linspace(math.log(1 / 512), math.log(16), 53))  # of retrieval's log-prior
 _WEIGHTS = np.concatenate(([0.0], np.exp(np.linspace(math.log(0.02), math.log(6), 30))))  # of the ranker's log-scores
 _SPREAD = 1.0  # standard deviation of log scale and of weight before anything is seen
 _NEWTON_STEPS = 50
 _RIDGE = 1.0
+_ENOUGH_IMAGES = 40  # left out, below which a gate is not trusted
 _ENOUGH_ERRORS = 5  # images that retrieval gets wrong and the mix right, below which a gate is not trusted
 
 
@@ -65,7 +67,9 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixFit:
-    """How retrieval and the ranker are mixed, and how well that does; accuracies are shares, 0 to 1.
+    """How retrieval and the ranker are mixed, and how well that does.
+
+    Accuracies are shares, 0 to 1, of the images whose true category was among the candidates; None without any.
 
     Attributes:
         scale: Of retrieval's log-prior with the ranker's scores beside it, over the default's.
@@ -87,11 +91,11 @@ class MixFit:
     weight: float
     images: int
     placed: int
-    retrieval: float
-    ranker: float
-    mixed: float
-    log_loss: float
-    default_log_loss: float
+    retrieval: float | None
+    ranker: float | None
+    mixed: float | None
+    log_loss: float | None
+    default_log_loss: float | None
     status: Literal["fitted", "partial", "unfitted"]
 
     def applied(self, default: Calibration) -> tuple[Calibration, Calibration]:
@@ -144,7 +148,7 @@ def fit_mix(
         default_log_loss=_mean(
             [-float(mixed_log_probs(e.similarities, e.order, e.log_scores, default)[e.truth or 0]) for e in ranked]
         ),
-        status="unfitted" if not known else "fitted" if any(not e.by_names for e in found) else "partial",
+        status=_status(known),
     )
 
 
@@ -212,8 +216,24 @@ def _cross_fitted(
     return right, losses
 
 
-def _mean(values: Sequence[float] | Sequence[bool]) -> float:
-    return float(np.mean(values)) if len(values) else math.nan
+def _mean(values: Sequence[float] | Sequence[bool]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _status(known: Sequence[Evidence]) -> Literal["fitted", "partial", "unfitted"]:
+    """``fitted`` where at least half of the images could be left out of the memory."""
+    if not known:
+        return "unfitted"
+    return "fitted" if 2 * sum(not (e.by_names or e.placed) for e in known) >= len(known) else "partial"
+
+
+def check_shares(*, foreign_share: float = 0.5, accepted: float = 0.5, target: float = 0.5) -> None:
+    """Raise `OptionError` unless the first lies between 0 and 1, the others above 0 and at most at 1."""
+    if not 0.0 < foreign_share < 1.0:
+        raise OptionError(f"foreign_share must lie between 0 and 1, both excluded, got {foreign_share}")
+    for name, value in (("accepted", accepted), ("target", target)):
+        if not 0.0 < value <= 1.0:
+            raise OptionError(f"{name} must lie above 0 and at most at 1, got {value}")
 
 
 # Not retrieved ------------------------------------------------------------------------------------------------------
@@ -243,8 +263,7 @@ def fit_unknown(
     Raises:
         OptionError: A share out of range.
     """
-    if not 0.0 < foreign_share < 1.0 or not 0.0 < accepted <= 1.0:
-        raise OptionError(f"foreign_share and accepted must lie between 0 and 1, got {foreign_share} and {accepted}")
+    check_shares(foreign_share=foreign_share, accepted=accepted)
     usable = [e for e in evidence if not e.placed and not e.by_names]
     foreign = np.array([e.foreign for e in usable], dtype=bool)
     missing = np.array([e.truth is None for e in usable], dtype=bool)
@@ -272,7 +291,7 @@ def fit_unknown(
         unknown_confidence=confidence,
         unknown_image_margin=image_margin,
         unknown_text_margin=text_margin,
-        reject_above=float(np.quantile(own, accepted)) if foreign.any() else None,
+        reject_above=float(np.quantile(own, accepted, method="higher")) if foreign.any() else None,
         fitted=True,
     )
     return fitted, held_out
@@ -412,8 +431,7 @@ def fit_gate(
     Returns:
         The gate, its curve, and None; or None twice (the curve where there is one) and the reason why there is none.
     """
-    if not 0.0 < target <= 1.0:
-        raise OptionError(f"target must lie above 0 and at most at 1, got {target}")
+    check_shares(target=target)
     used = [e for e in evidence if not (e.foreign or e.placed or e.by_names) and e.order is not None]
     before = [mixed_log_probs(e.similarities, None, None, alone) for e in used]
     right = np.array([int(p.argmax()) == e.truth for p, e in zip(before, used, strict=True)], dtype=bool)
@@ -421,7 +439,7 @@ def fit_gate(
         [int(mixed_log_probs(e.similarities, e.order, e.log_scores, mixed).argmax()) == e.truth for e in used],
         dtype=bool,
     )
-    if len(used) < 2 * _FOLDS or right.all() or not right.any():
+    if len(used) < _ENOUGH_IMAGES or right.all() or not right.any():
         return None, None, f"{len(used)} images, of which retrieval knows {int(right.sum())}, are too few to tell"
     rows = np.stack([unknown_features(e.similarities, p, e.parts) for e, p in zip(used, before, strict=True)])
     sure = np.empty(len(used))

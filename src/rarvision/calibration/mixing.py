@@ -57,7 +57,7 @@ class Calibration:
         unknown_confidence: Change by nat of the log-odds that the mix gives its first candidate among all.
         unknown_image_margin: Change by unit of the first's margin over the others by the images alone.
         unknown_text_margin: The same by the texts alone.
-        reject_above: From this probability of "not retrieved" on, the answer is "unknown"; None never says so.
+        reject_above: Above this probability of "not retrieved" the answer is "unknown"; None never says so.
         fitted: Whether the values were fitted on data; False for the defaults.
     """
 

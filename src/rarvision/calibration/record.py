@@ -27,6 +27,8 @@ class RankerFit:
         mixed: Parameters where the ranker answers.
         alone: Parameters where it is not asked, or gives nothing.
         mix: How well both do; cross-fitted.
+        asked: Questions that were answered: images left out, and images whose category was.
+        missing: Questions left out, since their image could not be had, or was refused by the MLLM.
         gate: When not to ask; None where that could not be fitted.
         gate_reason: Why there is no gate, or why it never asks.
         curve: Accuracy against the share of images for which the ranker is asked.
@@ -41,6 +43,8 @@ class RankerFit:
     mixed: Calibration
     alone: Calibration
     mix: MixFit
+    asked: int = 0
+    missing: int = 0
     gate: GateModel | None = None
     gate_reason: str | None = None
     curve: GateCurve | None = None

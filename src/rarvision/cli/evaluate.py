@@ -65,12 +65,13 @@ def evaluate(
 
     \b
     --json prints one object: n, failures, top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
-      calibration_error, brier, auroc_right, call_rate, rejected, foreign, unknown_auroc, unknown_fpr95, top1_accepted,
+      calibration_error, brier, auroc_right, call_rate, rejected, foreign, foreign_rejected,
+      open_top1, unknown_auroc, unknown_fpr95, top1_accepted,
       statuses, fallback_rate, repaired_rate, retrieval_ms, ranking_ms, version, dataset, encoder,
       ranker, risk_coverage (shares answered, shares wrong), configuration
     Units: accuracies, recalls and rates (top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
-      fallback_rate, repaired_rate, call_rate, unknown_fpr95, top1_accepted), calibration_error, brier and the AUROCs
-      lie between 0 and 1; n, failures, rejected, foreign and statuses count images;
+      fallback_rate, repaired_rate, call_rate, open_top1, unknown_fpr95, top1_accepted), calibration_error, brier and
+      the AUROCs lie between 0 and 1; n, failures, rejected, foreign, foreign_rejected and statuses count images;
       retrieval_ms and ranking_ms are milliseconds an image
     --csv writes the same as a row, without configuration and risk_coverage: topk_1, statuses_ranked,
       top1_interval_low, …

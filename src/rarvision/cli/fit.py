@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from rarvision.cli import models, options
 from rarvision.cli.output import echo_json, print_table, progress, say
 from rarvision.cli.path import PathOptions, spread
+from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
     from rarvision.calibration import RankerFit
@@ -62,12 +64,15 @@ def fit(
 
     \b
     --json prints one object: key, memory_content, mixed, alone (parameters with and without the ranker), mix
-      (retrieval, ranker, mixed: accuracies; log_loss, default_log_loss: nats; status), gate, gate_reason, curve,
+      (retrieval, ranker, mixed: shares of the images whose category was retrieved; log_loss, default_log_loss: nats;
+      status), asked, missing, gate, gate_reason, curve,
       measures, settings, version
     """
     from rarvision.fitting import fit_recognizer
+    from rarvision.judging import keep_fit
 
     models.set_max_pixels(path.max_pixels)
+    path = _for_fitting(path)
     if plot:
         from rarvision.plots import check_plot
 
@@ -80,32 +85,53 @@ def fit(
             accepted=accepted,
             target=keep_gain,
             seed=seed,
-            keep=not dry_run,
+            keep=False,
             out=output,
             progress=lambda done, _all: bar.to(done),
         )
+        if json:
+            echo_json(found.to_dict())
+        else:
+            print_table(("", ""), _rows(found))
+        if not dry_run:
+            keep_fit(recognizer.memory, found)
+    say("nothing was kept (--dry-run)" if dry_run else f"kept with {path.memory} for this ranker and retrieval")
     if plot:
         from rarvision.plots import plot_gate
 
         plot_gate(found, plot)
-    if json:
-        echo_json(found.to_dict())
-        return
-    print_table(("", ""), _rows(found))
-    say("nothing was kept (--dry-run)" if dry_run else f"kept with {path.memory} for this ranker and retrieval")
+
+
+def _for_fitting(path: PathOptions) -> PathOptions:
+    """The options without an older fit; refuses what fitting finds by itself, or would ignore."""
+    usual = {item.name: item.default for item in fields(PathOptions)}
+    for name in ("gate", "unknown", "ranker_weight", "calibration"):
+        if getattr(path, name) != usual[name]:
+            raise OptionError(f"--{name.replace('_', '-')} does not go with fit, which finds it: leave it out")
+    if path.repeats:
+        raise OptionError("--repeats does not go with fit: images are left out for different categories only")
+    if path.debias is not None and not Path(path.debias).is_file():
+        raise OptionError(
+            f"--debias {path.debias}: fit takes a prior that is there already: a FILE that `recognize` or `evaluate` "
+            "with --debias FILE wrote"
+        )
+    return replace(path, fit=False)
 
 
 def _rows(found: RankerFit) -> list[tuple[str, str]]:
     mix, measures = found.mix, found.measures
-    rows = [("status", _STATUS[mix.status]), ("images left out", f"{mix.images:,}")]
+    rows = [("status", _STATUS[mix.status]), ("questions answered", f"{found.asked:,}")]
+    if found.missing:
+        rows.append(("questions without an image", f"{found.missing:,}"))
+    rows.append(("images whose category was retrieved", f"{mix.images:,}"))
     if mix.placed:
-        rows.append(("images asked about with their category put in", f"{mix.placed:,}"))
-    if mix.images:
-        rows.append(("retrieval right", f"{mix.retrieval:.1%}"))
-    if found.settings.get("ranker") is not None:
-        rows += [("ranker right", f"{mix.ranker:.1%}"), ("ranker's weight", f"{found.mixed.ranker_weight:.2f}")]
-        if mix.images:
-            rows.append(("both right (cross-fitted)", f"{mix.mixed:.1%}"))
+        rows.append(("images whose category was put in", f"{mix.placed:,}"))
+    if mix.retrieval is not None:
+        rows.append(("of these, retrieval right", f"{mix.retrieval:.1%}"))
+    if mix.ranker is not None and found.settings.get("ranker") is not None:
+        rows += [("of these, ranker right", f"{mix.ranker:.1%}"), ("weight", f"{found.mixed.ranker_weight:.2f}")]
+        if mix.mixed is not None:
+            rows.append(("of these, both right", f"{mix.mixed:.1%} (cross-fitted)"))
     if "calibration_error" in measures:
         before = measures["default_calibration_error"]
         rows.append(("calibration error", f"{measures['calibration_error']:.3f} ({before:.3f} before)"))
@@ -123,6 +149,6 @@ def _rows(found: RankerFit) -> list[tuple[str, str]]:
 
 _STATUS = {
     "fitted": "fitted",
-    "partial": "the ranker's weight alone: each category has one image, so none can be left out",
-    "unfitted": "not fitted: the memory holds no images to leave out; the shipped parameters hold",
+    "partial": "partial: most categories have one image, which cannot be left out",
+    "unfitted": "not fitted: no image could be asked about; the shipped parameters hold",
 }

@@ -253,6 +253,7 @@ def open_recognizer(
 
     weight, fitted = _weight(path.ranker_weight), _calibration(path.calibration)
     text_weight = _text_weight(path.text_weight)
+    gate, reject = _switch("--gate", path.gate), _switch("--unknown", path.unknown)
     _check_ranker_is_named(path)
     served = path.ranker.startswith(SERVER)
     ranker = RankerOptions(
@@ -299,7 +300,7 @@ def open_recognizer(
         )
         if ranks is not None and ranker.debias is not None:
             ranks = _debiased(make(ranker=ranks), ranks, ranker.debias, some)
-        yield make(ranker=ranks, gate=_switch("--gate", path.gate), reject=_switch("--unknown", path.unknown))
+        yield make(ranker=ranks, gate=gate, reject=reject)
 
 
 def _debiased(
@@ -408,6 +409,8 @@ def _calibration(path: Path | None) -> Calibration | None:
     for name, value in values.items():
         if name not in known:
             raise OptionError(f"--calibration {path}: expected some of {', '.join(known)}; got {name!r}")
+        if name == "reject_above" and value is None:
+            continue
         if isinstance(value, bool) != (name == "fitted") or not isinstance(value, (int, float)):
             kind = "true or false" if name == "fitted" else "a number"
             raise OptionError(f"--calibration {path}: {name} must be {kind}, got {value!r}")

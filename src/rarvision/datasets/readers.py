@@ -305,11 +305,11 @@ def _collect(
         if label_column is not None and label_column not in row:
             raise DatasetError(f"{where}: no label column {label_column!r}; it has {', '.join(map(repr, row))}")
         paths.append(root / _text(row[image], where=where, what=image))
-        box = _box(row.get(_BOX_COLUMN), where=where)
-        metadata = {key: value for key, value in row.items() if key not in (image, label, _BOX_COLUMN)}
+        metadata = {key: value for key, value in row.items() if key not in (image, label)}
         nested = metadata.get("metadata")
         if isinstance(nested, dict):
             metadata = {key: value for key, value in metadata.items() if key != "metadata"} | nested
+        box = _box(metadata.pop(_BOX_COLUMN, None), where=where)
         name = None if label is None or row[label] in (None, "") else _text(row[label], where=where, what=label)
         try:
             source = f"{paths[-1]}{box_suffix(box)}"

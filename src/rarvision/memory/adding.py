@@ -143,6 +143,10 @@ def hash_sample(sample: Sample) -> tuple[Sample, NewEntry | InputError]:
         if sample.label is None:
             raise InputError(f"{sample.source}: has no label; a memory's entries need a category")  # noqa: TRY301
         check_category(sample.label)
+        if sample.box_xyxy is None and _BOX in sample.metadata:
+            raise InputError(  # noqa: TRY301
+                f"{sample.source}: the key {_BOX!r} of the metadata is taken: give the sample a box_xyxy, or rename it"
+            )
         return sample, NewEntry(
             category=sample.label,
             modality="image",
@@ -210,7 +214,8 @@ class Decode:
             if sample.box_xyxy is None:
                 picture = self._encoder.load(sample.image, longest=self._thumbnail_size)
             else:  # at its full size: how much of it the box is, is not known yet
-                picture = Picture.of(load_image(sample.image)).cropped(sample.box_xyxy)
+                part = Picture.of(load_image(sample.image)).cropped(sample.box_xyxy).whole()
+                picture = Picture.of(part)
         except ImageError as error:
             return sample, entry, error
         if self._thumbnail_size is not None:

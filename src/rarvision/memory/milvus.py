@@ -461,6 +461,7 @@ class MilvusMemory(Memory):
             others = {key: value for key, value in self.notes().items() if key != name}
             kept = others if text is None else {**others, name: text}
             self._store.settings.put({_NOTES: json.dumps(kept).encode()})
+            self._store.touch()
 
     # Searching --------------------------------------------------------------------------------------------------
 

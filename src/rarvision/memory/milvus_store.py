@@ -250,6 +250,10 @@ class MilvusStore:
         self._write(self._held)
         return self._held
 
+    def touch(self) -> None:
+        """Let the revision grow, for what is kept beside the entries."""
+        self._commit(revision=self._read().revision + 1)
+
     def _settle(self) -> None:
         """Undo what a writer that ended early has left half-done."""
         state = self._held

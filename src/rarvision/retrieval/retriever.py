@@ -218,7 +218,7 @@ class Retriever:
         else:
             scores = by_text = self._text_scores(vectors, codes)
         if held is not None and held.foreign:
-            scores[np.arange(len(scores)), np.searchsorted(codes, held.own)] = -np.inf
+            scores[held.own[:, None] == codes] = -np.inf
         columns = top_k(scores, self.k)
         values = np.take_along_axis(scores, columns, axis=1)
         parts = [
