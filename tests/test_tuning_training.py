@@ -172,7 +172,7 @@ def kill_at(step):
     ids=["llava-lora", "llava-full", "qwen-lora", "qwen-full"],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(make, method, data, tmp_path):
-    model = make(tmp_path / "model")
+    model, handler = make(tmp_path / "model"), signal.getsignal(signal.SIGINT)
     options = {"model": model, "recipe": small(method, epochs=2), "device": "cpu", "checkpoint_steps": 2}
     whole = train(data, out=tmp_path / "whole", **options)
     out = tmp_path / "stopped"
@@ -187,7 +187,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(make, method, data, tmp_pat
     assert told[0] == ("training", 6, 10)
     assert same(weights(report), weights(whole), 1e-6)
     np.testing.assert_allclose([v for _, v in report.losses], [v for _, v in whole.losses], rtol=1e-5)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler, "whatever it was is back"
 
 
 def read_settings(out):
