@@ -139,8 +139,8 @@ def judged(
         outside = [again(judge, p, alone=alone).unknown_probability for p in foreign]
         inside = [p.unknown_probability for p in readings[name]]
         flags = [False] * len(inside) + [True] * len(outside)
-        threshold = np.quantile(inside, 0.95)
-        accepted = np.array(inside) <= threshold
+        accepted = np.array(inside) <= np.quantile(inside, 0.95)
+        limit = (fit.alone if alone else fit.mixed).reject_above
         found[name] = {
             "ece": expected_calibration_error(stated, right),
             "brier": brier_score(stated, right),
@@ -149,6 +149,9 @@ def judged(
             # positives are the known: 95 % of them are accepted, and this share of the foreign ones with them
             "fpr95": false_positive_rate_at([-v for v in (*inside, *outside)], [not f for f in flags]),
             "top1_accepted": 100 * float(right[accepted].mean()),
+            # by the threshold that was fitted on the memory
+            "known_accepted": None if limit is None else 100 * float((np.array(inside) <= limit).mean()),
+            "foreign_accepted": None if limit is None else 100 * float((np.array(outside) <= limit).mean()),
         }
     return found
 
@@ -204,6 +207,9 @@ def main() -> None:
     results: list[dict[str, Any]] = (
         json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     )
+    asked = {name: getattr(options, name) for name in ("categories", "queries", "images", "k", "target", "encoder")}
+    if any(r["asked"] != asked for r in results):
+        parser.error(f"{options.json} holds results of other settings; give another file")
     done = {(r["domain"], r["shots"], r["strategy"], r["seed"]) for r in results}
     encoder = TransformersEncoder(weights_path(options.encoder))
     chat = LocalChat(weights_path("mllm"), batch_size=32)
@@ -214,7 +220,8 @@ def main() -> None:
                 for seed in options.seeds:
                     if (domain, shots, ranker.strategy, seed) in done:
                         continue
-                    results.append(measure(encoder, ranker, options, domain=domain, shots=shots, seed=seed))
+                    found = measure(encoder, ranker, options, domain=domain, shots=shots, seed=seed)
+                    results.append({**found, "asked": asked})
                     print(json.dumps(results[-1]), flush=True)
                     if options.json:
                         options.json.write_text(json.dumps(results, indent=1))
