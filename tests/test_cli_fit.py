@@ -109,3 +109,11 @@ def test_a_gate_needs_a_fit(run, many, tmp_path):
     assert "nothing was fitted on this memory for these settings" in ended.stderr
     ended = run("recognize", photo, "-m", many, "--unknown", "auto", code=2)
     assert "there is no fitted threshold" in ended.stderr
+
+
+def test_a_fit_goes_along_when_a_memory_migrates(run, many, tmp_path):
+    run("fit", "-m", many, "--k", 4)
+    run("memory", "migrate", many, tmp_path / "elsewhere.memory")
+    photo = tmp_path / "many" / "c3" / "1.png"
+    (record,) = lines(run("recognize", photo, "-m", tmp_path / "elsewhere.memory", "--k", 4, "--json"))
+    assert record["fit"] in ("fitted", "stale")

@@ -22,7 +22,7 @@ def migrate(
     """Copy a memory to another place or kind of store, with vectors and thumbnails; nothing is encoded again.
 
     Stopped, the same command skips what is there and goes on. A target that holds something already must be of the
-    same encoder. Entries get new numbers.
+    same encoder. Entries get new numbers. What `rarvision fit` kept goes along, and is called stale there: fit again.
 
     \b
     Addresses:
@@ -46,6 +46,10 @@ def migrate(
             new = create_like(target, old)
         with new, progress("Copying", total=len(old), quiet=quiet, unit="entries") as bar:
             report = old.copy_to(new, progress=bar.to)
+            there = new.notes()
+            for name, text in old.notes().items():
+                if name not in there:
+                    new.set_note(name, text)
             entries = len(new)
     if json:
         echo_json({"added": report.added, "skipped": report.skipped, "entries": entries})
