@@ -250,8 +250,8 @@ def check_leakage(
     )
     if report.leaked and not allow_leakage:
         raise LeakageError(
-            f"leakage: {report.summary()}. Take them out of one of the sets; say where categories are meant to be shared "
-            "by new images (shared_categories=True, --shared-categories); or allow it all (allow_leakage=True, "
+            f"leakage: {report.summary()}. Take them out of one of the sets; or say that categories are meant to be "
+            "shared by new images (shared_categories=True, --shared-categories); or allow it all (allow_leakage=True, "
             "--allow-leakage) where the result is not to be taken for a test"
         )
     return report
