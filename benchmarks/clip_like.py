@@ -153,7 +153,7 @@ def fit(folder: Path) -> ClipLike:
 def _caught(noise: Float[np.ndarray, "n dim"], spread: Float[np.ndarray, "m dim"]) -> tuple[float, float]:
     """Share of the noise within the 32 widest directions of the class centres, and within its own 32."""
     total = (noise**2).sum()
-    return tuple(  # type: ignore[return-value]
+    return tuple(  # type: ignore[return-value]  # of two, as the loop below has two turns
         float(((noise @ np.linalg.svd(of, full_matrices=False)[2][:32].T) ** 2).sum() / total) for of in (spread, noise)
     )
 

@@ -115,7 +115,7 @@ def medians(jobs: dict[str, Callable[[], object]], repeats: int) -> tuple[dict[s
             if repeat:
                 clock[name].append(time.perf_counter() - start)
                 processor[name].append(time.process_time() - busy)
-    return tuple({name: statistics.median(v) for name, v in each.items()} for each in (clock, processor))  # type: ignore[return-value]
+    return tuple({name: statistics.median(v) for name, v in each.items()} for each in (clock, processor))  # type: ignore[return-value]  # two
 
 
 def add(memory: LocalMemory, paths: Sequence[Path], batch: int) -> None:

@@ -123,7 +123,7 @@ def operations(folder: Path, names: Sequence[str], image: Image, orders: int) ->
     patches = (vision.image_size // vision.patch_size) ** 2
 
     def layers(part: object, tokens: int, keys: int, matrices: int) -> float:
-        width, inner, depth = part.hidden_size, part.intermediate_size, part.num_hidden_layers  # type: ignore[attr-defined]
+        width, inner, depth = part.hidden_size, part.intermediate_size, part.num_hidden_layers  # type: ignore[attr-defined]  # a config
         return depth * tokens * (2 * (4 * width**2 + matrices * width * inner) + 4 * keys * width)
 
     stem, rest = patches - 1 + shared, len(first) - shared
