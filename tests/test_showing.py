@@ -45,29 +45,31 @@ def test_exemplars_come_after_the_image_and_are_told_apart(strategy):
     assert [image.getpixel((0, 0)) for image in request.images[1:]] == [
         COLOURS[name] for name in ("blue", "green", "red") for _ in range(2)
     ]
-    text = request.messages[0].parts[-1]
-    assert text.startswith(
-        "The first image is the one to classify. Images 2 to 3 show: blue. Images 4 to 5 show: green. "
-        "Images 6 to 7 show: red.\n"
-    )
+    texts = [part for part in request.messages[0].parts if isinstance(part, str)]
+    assert texts[:3] == [
+        "The first image is the one to classify.\n",
+        "Images 2 to 3 show: blue.\n",
+        "Images 4 to 5 show: green.\n",
+    ]
+    assert texts[3].startswith("Images 6 to 7 show: red.\n")
+    assert len(texts[3]) > 80  # the question follows
 
 
 def test_pointwise_shows_the_candidate_alone():
     chat = FakeChat({"green": 0.0})
     Ranker(chat, strategy="pointwise", exemplars=1).rank_batch([QUERY], [list(COLOURS)], [shown()])
     assert [len(request.images) for _, request in chat.calls] == [2, 2, 2]
-    assert (
-        chat.calls[0][1]
-        .messages[0]
-        .parts[-1]
-        .startswith("The first image is the one to classify. Image 2 shows: red.\n")
-    )
+    assert chat.calls[0][1].messages[0].parts[1] == "The first image is the one to classify.\n"
+    assert chat.calls[0][1].messages[0].parts[-1].startswith("Image 2 shows: red.\nDoes the image")
 
 
 def test_other_orders_begin_alike():
     chat = FakeChat({"green": 0.0})
     Ranker(chat, strategy="choice", exemplars=1, permutations="all").rank_batch([QUERY], [list(COLOURS)], [shown()])
-    heads = {request.messages[0].parts[-1].split("\n")[0] for _, request in chat.calls}
+    heads = {
+        tuple(part if isinstance(part, str) else id(part) for part in request.messages[0].parts[:-1])
+        for _, request in chat.calls
+    }
     assert len(heads) == 1
     assert len({request.messages[0].parts[-1] for _, request in chat.calls}) == 3
 

@@ -1,20 +1,28 @@
 """The training of the embedded models: its questions are the prompts, and packing changes nothing."""
 
 import random
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import LlavaProcessor
 
+from rarvision.chat.preparing import RequestEncoder
 from rarvision.datasets.fieldguide import DOMAINS, HELD_OUT_DOMAIN, split_of
+from rarvision.embedded.training.clip import image_processor
 from rarvision.embedded.training.config import Schedule
 from rarvision.embedded.training.conversations import IGNORE, REPEAT_PROMPT, Candidates, TurnWriter, pack
 from rarvision.embedded.training.images import DomainImages
 from rarvision.embedded.training.mllm import _COPIED_TOKENS, _HELD_OUT_TOKENS, MLLMTrainer, _Mix
-from rarvision.embedded.training.tokenizers import mllm_tokenizer
+from rarvision.embedded.training.shown import ShownMix
+from rarvision.embedded.training.tokenizers import CHAT_TEMPLATE, mllm_tokenizer
+from rarvision.ranking import Shown
 from rarvision.ranking.prompts import (
+    DESCRIBED,
     NAMING_PROMPT,
     RANKING_PROMPTS,
     choice_prompt,
@@ -23,6 +31,7 @@ from rarvision.ranking.prompts import (
     ranking_prompt,
     yes_no_prompt,
 )
+from rarvision.ranking.showing import Subject, context_request
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +42,10 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def writer(tokenizer):
     return TurnWriter(tokenizer)
+
+
+def _options(writer, domain, codes, truth):
+    return [writer.option(domain, code, truth) for code in codes]
 
 
 def _list(domain, k, seed=0):
@@ -53,17 +66,21 @@ def test_questions_are_the_prompts_token_for_token(tokenizer, writer, domain, k)
     answer = format_list([true_name, *(name for name in names if name != true_name)])
     for kind, template in RANKING_PROMPTS.items():
         expected = f"{ranking_prompt(names, template)} ASSISTANT:{answer}</s>"
-        assert writer.ranking(domain, codes, truth, kind).ids == encode(expected)
+        assert writer.ranking(_options(writer, domain, codes, truth), kind).ids == encode(expected)
     repeated = REPEAT_PROMPT.format(categories=format_list(names))
     assert writer.repeat([writer.name(domain, code) for code in codes]).ids == encode(
         f"{repeated} ASSISTANT:{format_list(names)}</s>"
     )
     letter = option_letters(k)[names.index(true_name)]
-    assert writer.choice(domain, codes, truth).ids == encode(f"{choice_prompt(names)} ASSISTANT:{letter}</s>")
+    assert writer.choice(_options(writer, domain, codes, truth)).ids == encode(
+        f"{choice_prompt(names)} ASSISTANT:{letter}</s>"
+    )
     assert writer.naming(domain, truth).ids == encode(f"{NAMING_PROMPT} ASSISTANT:{true_name}</s>")
     for code, name in zip(codes, names, strict=True):
         verdict = "yes" if code == truth else "no"
-        assert writer.yes_no(domain, code, truth).ids == encode(f"{yes_no_prompt(name)} ASSISTANT:{verdict}</s>")
+        assert writer.yes_no(writer.option(domain, code, truth)).ids == encode(
+            f"{yes_no_prompt(name)} ASSISTANT:{verdict}</s>"
+        )
 
 
 @pytest.mark.parametrize("text", ["Black-eyed Susan's", "東京 é", "['a', \"b\"]", "gold finch\n\ttab"])
@@ -109,9 +126,9 @@ def test_packed_questions_see_their_image_and_themselves_only(trainer, writer):
     codes, _, truth, _ = _list("flowers", 4)
     turns = [
         writer.naming("flowers", truth),
-        writer.ranking("flowers", codes, truth, "paper"),
-        writer.choice("flowers", codes, truth),
-        writer.yes_no("flowers", codes[0], truth),
+        writer.ranking(_options(writer, "flowers", codes, truth), "paper"),
+        writer.choice(_options(writer, "flowers", codes, truth)),
+        writer.yes_no(writer.option("flowers", codes[0], truth)),
     ]
     features = torch.randn(1, trainer.tokens, 128)
     together = pack(writer, [turns], image_tokens=trainer.tokens, length=200)
@@ -128,7 +145,7 @@ def test_packed_questions_see_their_image_and_themselves_only(trainer, writer):
 
 def test_labels_are_the_answers_shifted_by_one(writer):
     codes, _, truth, _ = _list("birds", 3)
-    turn = writer.choice("birds", codes, truth)
+    turn = writer.choice(_options(writer, "birds", codes, truth))
     packed = pack(writer, [[turn]], image_tokens=4, length=80)
     learned = packed.labels[0][packed.labels[0] != IGNORE]
     assert learned.tolist() == [*writer._letters[codes.index(truth)], writer.eos]
@@ -140,7 +157,7 @@ def test_a_list_that_is_only_framed_teaches_no_choice_of_its_first_name(tokenize
     codes, names, truth, true_name = _list("aircraft", 5)
     at = codes.index(truth)
     turn = writer.framed([writer.name("aircraft", code) for code in codes], at, "paper")
-    assert turn.ids == writer.ranking("aircraft", codes, truth, "paper").ids
+    assert turn.ids == writer.ranking(_options(writer, "aircraft", codes, truth), "paper").ids
     words, listed = true_name.split(), [name.split() for name in names]
     forced = [
         word
@@ -181,7 +198,7 @@ def test_what_is_copied_is_taught_where_it_stands_in_the_question(writer):
     codes, _, truth, _ = _list("fish", 7)
     turns = [
         writer.naming("fish", truth),
-        writer.ranking("fish", codes, truth, "paper"),
+        writer.ranking(_options(writer, "fish", codes, truth), "paper"),
         writer.repeat([writer.name("fish", code) for code in codes]),
     ]
     packed = pack(writer, [turns], image_tokens=4, length=400)
@@ -197,7 +214,12 @@ def test_what_is_copied_is_taught_where_it_stands_in_the_question(writer):
 def test_the_taught_head_is_the_attention_of_the_model(trainer, writer):
     """The supervised logits are those that the last layer's first head attends with."""
     codes, _, truth, _ = _list("fish", 3)
-    packed = pack(writer, [[writer.ranking("fish", codes, truth, "paper")]], image_tokens=trainer.tokens, length=90)
+    packed = pack(
+        writer,
+        [[writer.ranking(_options(writer, "fish", codes, truth), "paper")]],
+        image_tokens=trainer.tokens,
+        length=90,
+    )
     features, layer = torch.randn(1, trainer.tokens, 128), trainer.schedule.copy_layer
     trainer.language_model.set_attn_implementation("eager")
     mask = torch.from_numpy(np.where(packed.allowed, 0.0, -1e9).astype(np.float32))[:, None]  # eager adds its mask
@@ -261,3 +283,100 @@ def test_all_stages_run_resume_and_load(tmp_path):
         assert TransformersEncoder(tmp_path / name).encode_images([image]).shape == (1, 128)
     (answer,) = LocalChat(tmp_path / "mllm").generate([ChatRequest.of(NAMING_PROMPT, image)], max_tokens=4)
     assert isinstance(answer.text, str)
+
+
+FORMS = {"unknown", "known", "described", "both", "alone", "worked ranking", "worked choice", "worked yes"}
+
+
+@pytest.fixture(scope="module")
+def shown_mix(writer):
+    data = [
+        DomainImages(domain=d, pixels=np.zeros((400, 1, 1, 3), np.uint8), codes=np.array(Candidates(d).pool[:100] * 4))
+        for d in DOMAINS
+    ]
+    mix = _Mix(writer, data, {d: np.full((400, 20, 5), -1) for d in DOMAINS}, Schedule())
+    parts = [part for part, images in enumerate(data) if images.domain != HELD_OUT_DOMAIN]
+    return ShownMix(writer, data, parts, codes=mix.codes, prompt=mix.prompt, image_tokens=1)
+
+
+def test_what_is_shown_is_what_rankers_show_token_for_token(tokenizer, shown_mix):
+    """Read back from the tokens what was shown, ask the same through the ranker's own presentation, and compare."""
+    processor = LlavaProcessor(
+        image_processor=image_processor(48),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    encoder, image = RequestEncoder(processor, name="mllm"), Image.new("RGB", (48, 48))
+    rows = shown_mix.rows(150, random.Random(1))
+    assert {row.form for row in rows} == FORMS
+    for row in rows:
+        if row.form.startswith("worked"):
+            continue
+        text = tokenizer.decode(row.prefix.ids)
+        shown = {}
+        for images, name in re.findall(r"((?:<image>\n)+)Images? [\d to]+ shows?: (.+)\.\n", text):
+            shown[name] = Shown(exemplars=(image,) * images.count("<image>"))
+        for name, description in re.findall(r"^(.+): (.+)$", text.partition(DESCRIBED)[2], re.MULTILINE):
+            exemplars = shown[name].exemplars if name in shown else ()
+            shown[name] = Shown(exemplars=exemplars, description=description)
+        for turn in row.turns:
+            question = tokenizer.decode(turn.ids).partition(" ASSISTANT:")[0]
+            request = context_request(question, Subject(image, shown), list(shown), exemplars=5, layout="images")
+            (expected,) = encoder.text_tokens([request])
+            assert [*row.prefix.ids, *turn.ids][: len(expected)] == expected
+
+
+def test_a_worked_example_is_an_earlier_turn(tokenizer, writer, shown_mix):
+    rows = [row for row in shown_mix.rows(80, random.Random(2)) if row.form.startswith("worked")]
+    for row in rows:
+        talk = tokenizer.decode([*row.prefix.ids, *row.turns[0].ids])
+        first, second = talk.removeprefix("USER: ").split("</s>USER: ")
+        assert first.startswith("<image>\n")
+        assert second.startswith("<image>\n")
+        assert len(row.images) == 2
+        kinds = [re.split("[:?]", part.removeprefix("<image>\n"))[0][:40] for part in (first, second)]
+        assert kinds[0] == kinds[1]
+
+
+def test_a_row_shows_what_its_targets_say(tokenizer, shown_mix):
+    for row in shown_mix.rows(120, random.Random(3)):
+        codes = [tuple(code) for code in shown_mix._data[row.part].codes[row.images].tolist()]
+        assert shown_mix._data[row.part].domain != HELD_OUT_DOMAIN
+        if row.form.startswith("worked"):
+            continue
+        assert len(set(row.images)) == len(row.images), "the image itself is never an exemplar"
+        assert list(row.prefix.look_targets.values()) == [
+            tuple(int(a == b) for a, b in zip(code, codes[0], strict=True)) for code in codes[1:]
+        ]
+        if row.form in ("unknown", "both"):
+            answer = tokenizer.decode(row.turns[0].ids)
+            letter = answer.removesuffix("</s>")[-1]
+            name = re.search(rf"{letter}\. (\w+)", answer)[1]
+            images = re.findall(r"shows?: (.+)\.\n", tokenizer.decode(row.prefix.ids))
+            counts = [m.count("<image>") for m in re.split(r"Images? .*\n", tokenizer.decode(row.prefix.ids))][
+                : len(images)
+            ]
+            counts[0] -= 1
+            start = 1 + sum(counts[: images.index(name)])
+            assert codes[start] == codes[0]
+
+
+def test_a_packed_row_sees_its_images_in_order(trainer, writer, shown_mix):
+    rows = shown_mix.rows(6, random.Random(4))
+    packed = pack(writer, [row.turns for row in rows], image_tokens=1, prefixes=[row.prefix for row in rows])
+    features = torch.randn(sum(len(row.images) for row in rows), 1, 128)
+    with torch.no_grad():
+        together = trainer.states(packed, features, "cpu")[-1]
+        begin = 0
+        for number, row in enumerate(rows):
+            prefix = pack(writer, [[]], image_tokens=1, prefixes=[row.prefix])
+            alone = trainer.states(prefix, features[begin : begin + len(row.images)], "cpu")[-1][0]
+            torch.testing.assert_close(together[number, : len(alone)], alone, atol=2e-5, rtol=1e-4)
+            begin += len(row.images)
+    assert (packed.look_targets >= 0).any()
+    where = np.argwhere(packed.look_targets[..., 0] >= 0)
+    assert all(packed.ids[row, at] == writer.newline[0] for row, at in where)
+    assert all(packed.ids[row, at - 1] == writer.image for row, at in where)

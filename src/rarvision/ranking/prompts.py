@@ -9,11 +9,14 @@ from rarvision.errors import OptionError
 
 __all__ = [
     "CHOICE_PROMPT",
+    "DESCRIBED",
+    "FIRST_IMAGE",
     "MAX_OPTIONS",
     "NAMING_PROMPT",
     "RANKING_PROMPTS",
     "YES_NO_PROMPT",
     "choice_prompt",
+    "exemplar_note",
     "format_list",
     "option_letters",
     "ranking_prompt",
@@ -49,6 +52,17 @@ CHOICE_PROMPT = (
 )
 NAMING_PROMPT = "Which category does the image show? Answer with its name only."
 YES_NO_PROMPT = "Does the image show this category: {category}? Answer yes or no."
+
+FIRST_IMAGE = "The first image is the one to classify.\n"
+"""Stands behind the image that is asked about, where candidates are shown by images of theirs."""
+DESCRIBED = "What is known of the categories:\n"
+
+
+def exemplar_note(first: int, count: int, name: str) -> str:
+    """Says behind a category's images which category they show; ``first`` is the number of the first of them."""
+    if count == 1:
+        return f"Image {first} shows: {name}.\n"
+    return f"Images {first} to {first + count - 1} show: {name}.\n"
 
 
 def format_list(names: Sequence[str]) -> str:

@@ -10,8 +10,9 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 from PIL.Image import Image
 
-from rarvision.chat.base import Chat, ChatRequest
+from rarvision.chat.base import Chat, ChatRequest, Message
 from rarvision.errors import ChatUnsupportedError, OptionError
+from rarvision.ranking.prompts import DESCRIBED, FIRST_IMAGE, exemplar_note
 
 __all__ = ["Layout", "Presenter", "Showing", "Shown", "Subject", "context_request"]
 
@@ -141,28 +142,29 @@ def context_request(
         subject: What is asked about.
         names: The candidates that the text names.
         exemplars: At most so many of each candidate.
-        layout: ``images``: each on its own, after the image; ``montage``: all in one picture, for models of one image.
+        layout: ``images``: each on its own, before the words that say which they are (and count them, since some chat
+            templates put all images first); ``montage``: all in one picture, for models of one image.
     """
     ordered = sorted(names)
     known = [(name, subject.shown[name]) for name in ordered if name in subject.shown]
     described = "".join(f"{name}: {shown.description}\n" for name, shown in known if shown.description)
     pictured = [(name, shown.exemplars[:exemplars]) for name, shown in known if shown.exemplars[:exemplars]]
     if described:
-        described = f"What is known of the categories:\n{described}"
+        described = f"{DESCRIBED}{described}"
     if not pictured:
         return ChatRequest.of(f"{described}{text}", subject.image)
     if layout == "montage":
         labels = "; ".join(f"{number}: {name}" for number, (name, _) in enumerate(pictured, start=1))
         head = f"The large picture is the image to classify. The small ones below are examples: {labels}.\n"
         return ChatRequest.of(f"{head}{described}{text}", montage(subject.image, [images for _, images in pictured]))
-    lines, number = ["The first image is the one to classify."], 2
+    parts: list[str | Image] = [subject.image, FIRST_IMAGE]
+    number = 2
     for name, images in pictured:
-        last = number + len(images) - 1
-        which = f"Image {number} shows" if last == number else f"Images {number} to {last} show"
-        lines.append(f"{which}: {name}.")
-        number = last + 1
-    head = " ".join(lines) + "\n"
-    return ChatRequest.of(f"{head}{described}{text}", subject.image, *(i for _, images in pictured for i in images))
+        parts += [*images, exemplar_note(number, len(images), name)]
+        number += len(images)
+    # one text after the last image, for templates that put something between two
+    parts[-1] = f"{parts[-1]}{described}{text}"
+    return ChatRequest(messages=(Message(role="user", parts=tuple(parts)),))
 
 
 def montage(image: Image, exemplars: Sequence[Sequence[Image]]) -> Image:

@@ -40,7 +40,7 @@ class Schedule:
     mllm_steps: int = 1_500
     mllm_list_steps: int = 900
     mllm_tokens: int = 232
-    mllm_long_steps: int = 900
+    mllm_shown_steps: int = 1_200
     mllm_long_tokens: int = 272
     clip16: ViTSize = ViTSize(image=16, patch=4)
     clip32: ViTSize = ViTSize(image=32, patch=4)
@@ -51,6 +51,7 @@ class Schedule:
     lm_mlp: int = 384
     word_probe_layer: int = 2
     candidate_probe_layer: int = 3
+    look_probe_layer: int = 2
     pointer_probe_layer: int = 4
     copy_layer: int = 4
 
@@ -65,6 +66,6 @@ class Schedule:
             "mllm_caption_steps",
             "mllm_steps",
             "mllm_list_steps",
-            "mllm_long_steps",
+            "mllm_shown_steps",
         )
         return replace(self, **{name: max(1, round(getattr(self, name) * factor)) for name in names})

@@ -10,20 +10,37 @@ from transformers import PreTrainedTokenizerFast
 
 from rarvision.datasets.fieldguide import DOMAINS, split_of
 from rarvision.ranking.prompts import (
+    DESCRIBED,
     NAMING_PROMPT,
     RANKING_PROMPTS,
     choice_prompt,
+    exemplar_note,
     option_letters,
     ranking_prompt,
     yes_no_prompt,
 )
 
-__all__ = ["Candidates", "Packed", "TurnWriter", "pack"]
+__all__ = ["Candidates", "Option", "Packed", "Turn", "TurnWriter", "pack"]
 
 IGNORE = -100
 _FRESH = 0.1
+_ATTRIBUTES = 5  # of every domain
 REPEAT_PROMPT = "Repeat this list:{categories}"
 """Teaches copying apart from ranking: the answer has nothing to do with the image."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A name that may be chosen, as tokens at a text's start and after a space.
+
+    ``fits`` says of each of its words whether it fits the image (1, 0; -1 where the word tells nothing), ``match``
+    whether it is the image's category.
+    """
+
+    ids: list[int]
+    spaced: list[int]
+    fits: tuple[int, ...]
+    match: bool
 
 
 @dataclass
@@ -42,6 +59,7 @@ class Turn:
     candidate_targets: list[int] = field(default_factory=list)
     pointer_targets: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
+    look_targets: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def text(self, ids: list[int], weight: float = 0.0, pointer: int = -1, source: int = -1) -> None:
         """Append tokens; with a weight, as part of the answer; with a source, copied from there on."""
@@ -52,33 +70,43 @@ class Turn:
         self.word_targets += [-1] * len(ids)
         self.candidate_targets += [-1] * len(ids)
 
-    def candidate(self, ids: list[int], code: tuple[int, ...], truth: tuple[int, ...], index: int = -1) -> None:
+    def candidate(self, option: Option, index: int = -1, *, spaced: bool = False) -> None:
         """Append a candidate's name inside a question."""
+        ids = option.spaced if spaced else option.ids
         self.pointer_targets += [index] * len(ids)
         self.sources += [-1] * len(ids)
         self.ids += ids
         self.weights += [0.0] * len(ids)
-        self.word_targets += [int(a == b) for a, b in zip(code, truth, strict=True)]
-        self.candidate_targets += [-1] * (len(ids) - 1) + [int(code == truth)]
+        self.word_targets += [-1] * (len(ids) - len(option.fits)) + list(option.fits)
+        self.candidate_targets += [-1] * (len(ids) - 1) + [int(option.match)]
+
+    def append(self, other: Turn) -> None:
+        """Append a whole question with its answer."""
+        at = len(self.ids)
+        for name in ("ids", "weights", "word_targets", "candidate_targets", "pointer_targets"):
+            getattr(self, name).extend(getattr(other, name))
+        self.sources += [source if source < 0 else source + at for source in other.sources]
+        self.look_targets |= {at + place: values for place, values in other.look_targets.items()}
 
 
 class TurnWriter:
     """Writes questions as token ids without running the tokenizer each time; equal to it token for token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._encode = lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._tokenizer = tokenizer
         self.eos = int(tokenizer.eos_token_id)
         self.image = int(tokenizer.convert_tokens_to_ids("<image>"))
-        self.user = self._encode("USER: ")
-        self.newline = self._encode("\n")
-        self.assistant = self._encode(" ASSISTANT:")
-        self._opening, self._between, self._closing = (self._encode(t) for t in ("['", "', '", "']"))
-        self._letters = [self._encode(letter) for letter in option_letters(26)]
-        self._dot = self._encode(".")
-        self._yes, self._no = self._encode("yes"), self._encode("no")
+        self.user = self.encode("USER: ")
+        self.newline = self.encode("\n")
+        self.assistant = self.encode(" ASSISTANT:")
+        self._opening, self._between, self._closing = (self.encode(t) for t in ("['", "', '", "']"))
+        self._letters = [self.encode(letter) for letter in option_letters(26)]
+        self._dot = self.encode(".")
+        self._yes, self._no = self.encode("yes"), self.encode("no")
+        self._described, self._colon = self.encode(DESCRIBED), self.encode(":")
         self._words = {
             name: [
-                [self._encode(word if a == 0 else f" {word}") for word in attribute.words]
+                [self.encode(word if a == 0 else f" {word}") for word in attribute.words]
                 for a, attribute in enumerate(domain.attributes)
             ]
             for name, domain in DOMAINS.items()
@@ -87,23 +115,31 @@ class TurnWriter:
             name: [{ids[0] for ids in words} for words in attributes] for name, attributes in self._words.items()
         }
         self._after_space = {
-            name: [self._encode(f" {word}") for word in domain.attributes[0].words] for name, domain in DOMAINS.items()
+            name: [self.encode(f" {word}") for word in domain.attributes[0].words] for name, domain in DOMAINS.items()
         }
         for name, attributes in self._words.items():
             if any(len(ids) != 1 for words in attributes for ids in words):
                 raise ValueError(f"{name}: every word must be one token")
         mark = "\x00"
         self._parts = {
-            "naming": [self._encode(NAMING_PROMPT)],
-            "choice": [self._encode(p) for p in self._cut(choice_prompt([mark]).replace(f"A. {mark}", mark), mark)],
-            "repeat": [self._encode(REPEAT_PROMPT.removesuffix("{categories}"))],
-            "yes": [self._encode(p) for p in self._cut(yes_no_prompt(mark), mark)],
+            "naming": [self.encode(NAMING_PROMPT)],
+            "choice": [self.encode(p) for p in self._cut(choice_prompt([mark]).replace(f"A. {mark}", mark), mark)],
+            "repeat": [self.encode(REPEAT_PROMPT.removesuffix("{categories}"))],
+            "yes": [self.encode(p) for p in self._cut(yes_no_prompt(mark), mark)],
         }
         self._ranking = {
-            (kind, k): [self._encode(p) for p in self._cut(self._ranking_text(template, k, mark), mark)]
+            (kind, k): [self.encode(p) for p in self._cut(self._ranking_text(template, k, mark), mark)]
             for kind, template in RANKING_PROMPTS.items()
             for k in range(2, 21)
         }
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of any text."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def text_of(self, option: Option) -> str:
+        """An option's name."""
+        return str(self._tokenizer.decode(option.ids))
 
     @staticmethod
     def _cut(text: str, mark: str) -> tuple[str, str]:
@@ -119,6 +155,16 @@ class TurnWriter:
         words = self._words[domain]
         return [words[a][value][0] for a, value in enumerate(code)]
 
+    def option(self, domain: str, code: tuple[int, ...], truth: tuple[int, ...]) -> Option:
+        """A category by its name."""
+        ids = self.name(domain, code)
+        fits = tuple(int(a == b) for a, b in zip(code, truth, strict=True))
+        return Option(ids, self._after_space[domain][code[0]] + ids[1:], fits, code == truth)
+
+    def plate(self, text: str, *, match: bool) -> Option:
+        """A category by a name that tells nothing."""
+        return Option(self.encode(text), self.encode(f" {text}"), (), match)
+
     def naming(self, domain: str, truth: tuple[int, ...]) -> Turn:
         """What is this? The name."""
         turn = Turn()
@@ -126,19 +172,19 @@ class TurnWriter:
         turn.text([*self.name(domain, truth), self.eos], 1.0)
         return turn
 
-    def ranking(self, domain: str, codes: list[tuple[int, ...]], truth: tuple[int, ...], kind: str) -> Turn:
+    def ranking(self, options: list[Option], kind: str) -> Turn:
         """Sort these: truth first, the rest in the order given."""
-        before, after = self._ranking[kind, len(codes)]
-        turn, names = Turn(), [self.name(domain, code) for code in codes]
+        before, after = self._ranking[kind, len(options)]
+        turn = Turn()
         turn.text(before)
         starts = []
-        for i, (code, name) in enumerate(zip(codes, names, strict=True)):
+        for i, option in enumerate(options):
             turn.text(self._between if i else self._opening)
             starts.append(len(turn.ids))
-            turn.candidate(name, code, truth, i)
+            turn.candidate(option, i)
         turn.text(self._closing + after + self.assistant)
-        order = [codes.index(truth), *(i for i, code in enumerate(codes) if code != truth)]
-        self._copied(turn, names, order, starts)
+        order = sorted(range(len(options)), key=lambda i: not options[i].match)
+        self._copied(turn, [option.ids for option in options], order, starts)
         return turn
 
     def framed(self, names: list[list[int]], first: int, kind: str) -> Turn:
@@ -216,30 +262,62 @@ class TurnWriter:
             turn.text(names[place], 1.0 if i == 0 else 0.7, place, starts[place])
         turn.text([*self._closing, self.eos], 0.3)
 
-    def choice(self, domain: str, codes: list[tuple[int, ...]], truth: tuple[int, ...]) -> Turn:
+    def choice(self, options: list[Option]) -> Turn:
         """Which letter?"""
         before, after = self._parts["choice"]
         turn = Turn()
         turn.text(before)
-        for i, code in enumerate(codes):
+        for i, option in enumerate(options):
             turn.text((self.newline if i else []) + self._letters[i] + self._dot)
-            name = self._after_space[domain][code[0]] + self.name(domain, code)[1:]
-            turn.candidate(name, code, truth)
+            turn.candidate(option, spaced=True)
         turn.text(after + self.assistant)
-        turn.text(self._letters[codes.index(truth)], 3.0)
+        turn.text(self._letters[[option.match for option in options].index(True)], 3.0)
         turn.text([self.eos], 0.1)
         return turn
 
-    def yes_no(self, domain: str, code: tuple[int, ...], truth: tuple[int, ...]) -> Turn:
+    def yes_no(self, option: Option) -> Turn:
         """Is it this one?"""
         before, after = self._parts["yes"]
         turn = Turn()
         turn.text(before)
-        turn.candidate(self.name(domain, code), code, truth)
+        turn.candidate(option)
         turn.text(after + self.assistant)
-        turn.text(self._yes if code == truth else self._no, 1.5)
+        turn.text(self._yes if option.match else self._no, 1.5)
         turn.text([self.eos], 0.1)
         return turn
+
+    def images(self, n: int) -> list[int]:
+        """What a user's turn begins with: an image of n tokens."""
+        return [*self.user, *([self.image] * n), *self.newline]
+
+    def exemplars(
+        self, turn: Turn, option: Option, first: int, looks: list[tuple[int, ...]], *, image_tokens: int
+    ) -> None:
+        """Append a candidate's images and which it is, as `rarvision.ranking.showing` does.
+
+        Args:
+            turn: What comes before.
+            option: The candidate.
+            first: The number of its first image, from 1.
+            looks: For each image, which attributes are those of the image that is asked about.
+            image_tokens: Of each image.
+        """
+        for look in looks:
+            turn.text([*([self.image] * image_tokens), *self.newline])
+            turn.look_targets[len(turn.ids) - 1] = look
+        before, after = exemplar_note(first, len(looks), "\x00").split("\x00")
+        turn.text(self.encode(before))
+        turn.candidate(option)
+        turn.text(self.encode(after))
+
+    def described(self, turn: Turn, options: list[Option], descriptions: list[Option]) -> None:
+        """Append what is known of the candidates."""
+        turn.text(self._described)
+        for option, description in zip(options, descriptions, strict=True):
+            turn.candidate(option)
+            turn.text(self._colon)
+            turn.candidate(description, spaced=True)
+            turn.text(self.newline)
 
 
 class Candidates:
@@ -294,6 +372,7 @@ class Packed:
 
     Arrays are ``(n, length)``; ``allowed`` is ``(n, length, length)``, True where row may look at column.
     ``copy_targets`` holds, where the next token is copied, the column it is copied from; -1 elsewhere.
+    ``look_targets`` is ``(n, length, attributes)``.
     """
 
     ids: np.ndarray
@@ -304,14 +383,36 @@ class Packed:
     candidate_targets: np.ndarray
     pointer_targets: np.ndarray
     copy_targets: np.ndarray
+    look_targets: np.ndarray
     allowed: np.ndarray
 
 
-def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, length: int) -> Packed:
-    """Lay out one row an image: ``USER: <image>… newline`` once, then its turns; turns that do not fit are dropped."""
-    prefix = [*writer.user, *([writer.image] * image_tokens), *writer.newline]
-    p, total = len(prefix), len(prefix) + length
+def pack(
+    writer: TurnWriter,
+    turns: list[list[Turn]],
+    *,
+    image_tokens: int,
+    length: int | None = None,
+    prefixes: list[Turn] | None = None,
+) -> Packed:
+    """Lay out one row an image: what all its turns see, once, then its turns; turns that do not fit are dropped.
+
+    Args:
+        writer: Writes the tokens.
+        turns: Of each row.
+        image_tokens: Of the image, where there are no prefixes.
+        length: Places for a row's turns; None for as many as the longest row needs.
+        prefixes: What the turns of a row see; by default ``USER: <image>… newline``.
+    """
     n = len(turns)
+    if prefixes is None:
+        plain = Turn()
+        plain.text(writer.images(image_tokens))
+        prefixes = [plain] * n
+    if length is None:
+        total = max(sum(len(t.ids) for t in [p, *row]) for p, row in zip(prefixes, turns, strict=True))
+    else:
+        total = max(len(p.ids) for p in prefixes) + length
     ids = np.full((n, total), writer.eos, np.int64)
     positions = np.zeros((n, total), np.int64)
     labels = np.full((n, total), IGNORE, np.int64)
@@ -320,21 +421,23 @@ def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, leng
     candidates = np.full((n, total), -1, np.int64)
     pointers = np.full((n, total), -1, np.int64)
     copies = np.full((n, total), -1, np.int64)
+    looks = np.full((n, total, _ATTRIBUTES), -1, np.int64)
     owner = np.full((n, total), -1, np.int64)
-    ids[:, :p], positions[:, :p], owner[:, :p] = prefix, np.arange(p), 0
-    for row, row_turns in enumerate(turns):
-        at = p
-        for number, turn in enumerate(row_turns, 1):
+    for row, (prefix, row_turns) in enumerate(zip(prefixes, turns, strict=True)):
+        at, p = 0, len(prefix.ids)
+        for number, turn in enumerate([prefix, *row_turns]):
             m = len(turn.ids)
             if at + m > total:
                 continue
             span = slice(at, at + m)
             ids[row, span] = turn.ids
-            positions[row, span] = np.arange(p, p + m)
+            positions[row, span] = np.arange(p, p + m) if number else np.arange(m)
             words[row, span] = turn.word_targets
             candidates[row, span] = turn.candidate_targets
             pointers[row, span] = turn.pointer_targets
             owner[row, span] = number
+            for place, values in turn.look_targets.items():
+                looks[row, at + place] = values
             answer = np.asarray(turn.weights, np.float32)
             # position i predicts token i + 1
             labels[row, at : at + m - 1] = np.where(answer[1:] > 0, turn.ids[1:], IGNORE)
@@ -354,5 +457,6 @@ def pack(writer: TurnWriter, turns: list[list[Turn]], *, image_tokens: int, leng
         candidate_targets=candidates,
         pointer_targets=pointers,
         copy_targets=copies,
+        look_targets=looks,
         allowed=allowed,
     )

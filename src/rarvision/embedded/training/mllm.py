@@ -25,6 +25,7 @@ from rarvision.embedded.training.config import Schedule
 from rarvision.embedded.training.conversations import IGNORE, Candidates, Packed, Turn, TurnWriter, pack
 from rarvision.embedded.training.images import DomainImages
 from rarvision.embedded.training.optim import Optimisers, train_loop
+from rarvision.embedded.training.shown import ShownMix, ShownRow, right_answers
 from rarvision.embedded.training.tokenizers import CHAT_TEMPLATE, mllm_tokenizer
 from rarvision.embedded.training.tower import Tower, tower_config
 
@@ -36,6 +37,7 @@ Retrieved = np.ndarray
 """For each training image, the codes of what the small CLIP retrieved, best first; -1 for none."""
 
 _HELD_OUT_ROWS = 8
+_SHOWN_ROWS = 12
 _JUDGED = 3
 _COPIED = 6
 _HELD_OUT_TOKENS, _COPIED_TOKENS = 44, 14 * _COPIED + 12
@@ -72,7 +74,7 @@ def _build(schedule: Schedule, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
 
 
 class MLLMTrainer(nn.Module):
-    """Projector, language model, and three probes that only the training has.
+    """Projector, language model, and four probes that only the training has.
 
     Two ask, at every word of a candidate in a question, whether it fits the image, and at its last word whether the
     whole name does: dense supervision for the comparison that ranking is made of. The third asks which candidate of
@@ -92,14 +94,20 @@ class MLLMTrainer(nn.Module):
         self.word_probe = nn.Linear(schedule.lm_width, 1)
         self.candidate_probe = nn.Linear(schedule.lm_width, 1)
         self.pointer_probe = nn.Linear(schedule.lm_width, 20)
+        self.look_probe = nn.Linear(schedule.lm_width, 5)
 
     def states(self, packed: Packed, features: torch.Tensor, device: str) -> tuple[torch.Tensor, ...]:
-        """Hidden states of all layers for a packed batch; the last is normalised."""
+        """Hidden states of all layers for a packed batch; the last is normalised.
+
+        Args:
+            packed: n rows.
+            features: ``(images, tokens, width)``: of the rows' images, row by row, as they stand there.
+            device: Where the model is.
+        """
         ids = torch.from_numpy(packed.ids).to(device)
         embedded = self.language_model.get_input_embeddings()(ids)
-        start = len(self.writer.user)
-        image = self.projector(features.to(device, embedded.dtype))
-        embedded = torch.cat([embedded[:, :start], image, embedded[:, start + self.tokens :]], 1)
+        image = self.projector(features.to(device, embedded.dtype)).flatten(0, 1)
+        embedded = embedded.masked_scatter((ids == self.writer.image)[..., None], image)
         output = self.language_model(
             inputs_embeds=embedded,
             attention_mask=torch.from_numpy(packed.allowed).to(device)[:, None],
@@ -131,6 +139,13 @@ class MLLMTrainer(nn.Module):
                 )
                 loss = loss + 0.5 * value
                 figures[name] = float(value.detach())
+        target = torch.from_numpy(packed.look_targets).to(device)
+        where = target >= 0
+        if bool(where.any()):
+            asked = self.look_probe(states[self.schedule.look_probe_layer])[where]
+            value = nn.functional.binary_cross_entropy_with_logits(asked, target[where].to(torch.float32))
+            loss = loss + value
+            figures["look"] = float(value.detach())
         target = torch.from_numpy(packed.pointer_targets).to(device)
         where = target >= 0
         if bool(where.any()):
@@ -185,9 +200,8 @@ class _Mix:
         self.nonce = self.long = False
         self.tokens = schedule.mllm_tokens
 
-    def _codes(
-        self, domain: str, row: int, truth: tuple[int, ...], k: int, rng: random.Random
-    ) -> list[tuple[int, ...]]:
+    def codes(self, domain: str, row: int, truth: tuple[int, ...], k: int, rng: random.Random) -> list[tuple[int, ...]]:
+        """Draw k candidates for an image, the truth among them: retrieved, look-alikes, or any."""
         kind = rng.random()
         if kind < 0.35 and k > 1:
             codes = [tuple(code) for code in self.retrieved[domain][row, :k].tolist() if code[0] >= 0]
@@ -202,22 +216,18 @@ class _Mix:
     def single_names(self, domain: str, truth: tuple[int, ...], rng: random.Random) -> list[Turn]:
         """Ask about one image of the held-out domain: its name, and whether single names fit; nothing is ranked.
 
-        In the first phase a list of its names is also repeated, as it is; in the last, names of nothing stand in the
-        ranking question.
+        In the first phase a list of its names is also repeated, as it is.
         """
         turns = [self.writer.naming(domain, truth)]
         for _ in range(_JUDGED):
             code = truth
             if rng.random() < 0.5:
                 code = next(c for c in self.lists[domain].cluster(truth, 2, rng) if c != truth)
-            turns.append(self.writer.yes_no(domain, code, truth))
+            turns.append(self.writer.yes_no(self.writer.option(domain, code, truth)))
         k = rng.randint(2, _COPIED)
         if not self.nonce:
             codes = self.lists[domain].cluster(truth, k, rng)
             turns.append(self.writer.repeat([self.writer.name(domain, code) for code in codes]))
-        elif self.long:
-            names = self.writer.nonce(k, rng, near=domain)
-            turns.append(self.writer.framed(names, rng.randrange(k), self._prompt(rng)))
         return turns
 
     def copying(self, domain: str, codes: list[tuple[int, ...]], rng: random.Random) -> Turn:
@@ -228,13 +238,14 @@ class _Mix:
         """
         if not self.nonce:
             return self.writer.repeat([self.writer.name(domain, code) for code in codes])
-        names = self.writer.nonce(len(codes), rng, near=HELD_OUT_DOMAIN if self.long else None)
+        names = self.writer.nonce(len(codes), rng)
         if rng.random() < 0.5:
             return self.writer.repeat(names)
-        return self.writer.framed(names, rng.randrange(len(names)), self._prompt(rng))
+        return self.writer.framed(names, rng.randrange(len(names)), self.prompt(rng))
 
     @staticmethod
-    def _prompt(rng: random.Random) -> str:
+    def prompt(rng: random.Random) -> str:
+        """The name of a ranking prompt, for the most part the paper's."""
         return rng.choices(("paper", "in-context", "long"), (0.7, 0.15, 0.15))[0]
 
     def turns(self, domain: str, row: int, truth: tuple[int, ...], rng: random.Random) -> list[Turn]:
@@ -250,17 +261,18 @@ class _Mix:
             if kind == "yes":
                 near = self.lists[domain].cluster(truth, 2, rng)
                 code = truth if rng.random() < 0.5 else next(c for c in near if c != truth)
-                turn = writer.yes_no(domain, code, truth)
+                turn = writer.yes_no(writer.option(domain, code, truth))
             else:
                 each, besides = _TOKENS[kind]
                 k = max(2, min(_list_length(rng, long=self.long), (left - besides) // each))
-                codes = self._codes(domain, row, truth, k, rng)
+                codes = self.codes(domain, row, truth, k, rng)
+                options = [writer.option(domain, code, truth) for code in codes]
                 if kind == "ranking":
-                    turn = writer.ranking(domain, codes, truth, self._prompt(rng))
+                    turn = writer.ranking(options, self.prompt(rng))
                 elif kind == "repeat":
                     turn = self.copying(domain, codes, rng)
                 else:
-                    turn = writer.choice(domain, codes, truth)
+                    turn = writer.choice(options)
             if len(turn.ids) > left:
                 break
             made.append(turn)
@@ -285,6 +297,74 @@ class _Mix:
         return rows, turns
 
 
+class _Course:
+    """What is learned in which phase.
+
+    First to compare, on all kinds of questions; then, with lists in the majority, to copy as well; then, with longer
+    lists, to use what is shown of the candidates.
+    """
+
+    def __init__(
+        self,
+        trainer: MLLMTrainer,
+        data: list[DomainImages],
+        features: list[torch.Tensor],
+        retrieved: dict[str, Retrieved],
+        schedule: Schedule,
+    ) -> None:
+        self._trainer, self._features, self._schedule = trainer, features, schedule
+        self._device = str(next(trainer.parameters()).device)
+        self._begin = 0
+        self.mix = _Mix(trainer.writer, data, retrieved, schedule)
+        self._shown = ShownMix(
+            trainer.writer,
+            data,
+            [part for part, images in enumerate(data) if images.domain != HELD_OUT_DOMAIN],
+            codes=self.mix.codes,
+            prompt=self.mix.prompt,
+            image_tokens=trainer.tokens,
+        )
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase; its steps count from 0 and draw other questions than the phases before."""
+        schedule, mix = self._schedule, self.mix
+        if phase == "mllm-lists":
+            self._begin, mix.shares, mix.nonce = schedule.mllm_steps, (0.68, 0.14, 0.07, 0.11), True
+        elif phase == "mllm-shown":
+            self._begin, mix.long = schedule.mllm_steps + schedule.mllm_list_steps, True
+            mix.shares, mix.tokens = (0.5, 0.2, 0.1, 0.2), schedule.mllm_long_tokens
+
+    def loss_of(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of a step of the phase, and its parts."""
+        trainer, mix, schedule, device = self._trainer, self.mix, self._schedule, self._device
+        step += self._begin
+        rows, turns = mix.rows(step, _HELD_OUT_ROWS, held_out=True)
+        length = _HELD_OUT_TOKENS + (0 if mix.nonce else _COPIED_TOKENS)
+        held_out = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=length)
+        single_names, _ = trainer.loss(held_out, self._gather(rows), device)
+        captions = step < schedule.mllm_caption_steps
+        n = schedule.mllm_batch * (4 if captions else 1) * schedule.mllm_tokens // mix.tokens
+        rows, turns = mix.rows(step, n // 2 if mix.long else n, held_out=False)
+        if captions:
+            turns = [t[:1] for t in turns]
+        length = 8 if captions else mix.tokens
+        packed = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=length)
+        loss, figures = trainer.loss(packed, self._gather(rows), device)
+        loss = loss + 0.5 * single_names
+        figures["held"] = float(single_names.detach())
+        if mix.long:
+            rng = random.Random(f"{schedule.seed}-{step}-shown")  # noqa: S311 - no secret
+            shown, more = trainer.loss(
+                *_shown_batch(trainer, self._shown.rows(_SHOWN_ROWS, rng), self._features), device
+            )
+            loss = loss + shown
+            figures |= {f"shown {key}": value for key, value in more.items()}
+        return loss, figures
+
+    def _gather(self, rows: list[tuple[int, int]]) -> torch.Tensor:
+        return torch.stack([self._features[part][row] for part, row in rows]).float()
+
+
 def train_mllm(
     data: list[DomainImages],
     features: list[torch.Tensor],
@@ -307,65 +387,80 @@ def train_mllm(
     torch.manual_seed(schedule.seed + 2)
     tokenizer = mllm_tokenizer()
     trainer = MLLMTrainer(schedule, tokenizer).to(device).train()
-    mix = _Mix(trainer.writer, data, retrieved, schedule)
-
-    def gather(rows: list[tuple[int, int]]) -> torch.Tensor:
-        return torch.stack([features[part][row] for part, row in rows]).float()
-
-    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        step += begin  # other images than in the first phase
-        rows, turns = mix.rows(step, _HELD_OUT_ROWS, held_out=True)
-        length = _HELD_OUT_TOKENS + (0 if mix.nonce and not mix.long else _COPIED_TOKENS)
-        held_out = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=length)
-        single_names, _ = trainer.loss(held_out, gather(rows), device)
-        captions = step < schedule.mllm_caption_steps
-        n = schedule.mllm_batch * (4 if captions else 1) * schedule.mllm_tokens // mix.tokens
-        rows, turns = mix.rows(step, n, held_out=False)
-        if captions:
-            turns = [t[:1] for t in turns]
-        length = 8 if captions else mix.tokens
-        packed = pack(trainer.writer, turns, image_tokens=trainer.tokens, length=length)
-        loss, figures = trainer.loss(packed, gather(rows), device)
-        return loss + 0.5 * single_names, {**figures, "held": float(single_names.detach())}
+    course = _Course(trainer, data, features, retrieved, schedule)
 
     def validate(step: int) -> None:
         for images, states, groups in validation:
             figures = _measure(trainer, images, states, groups, device)
             text = " ".join(f"{key} {value:.3f}" for key, value in figures.items())
             log.info("mllm %d: %s %s", step, images.domain, text)
+            if course.mix.long:
+                figures = _measure_shown(trainer, images, states, groups, device)
+                text = " ".join(f"{key} {value:.3f}" for key, value in sorted(figures.items()))
+                log.info("mllm %d: %s shown: %s", step, images.domain, text)
 
-    # First to compare, on all kinds of questions; then, with lists in the majority, to copy as well; then long lists.
-    begin = 0
     for phase, steps, lr in (
         ("mllm", schedule.mllm_steps, 1.0),
         ("mllm-lists", schedule.mllm_list_steps, 0.7),
-        ("mllm-long", schedule.mllm_long_steps, 0.3),
+        ("mllm-shown", schedule.mllm_shown_steps, 0.5),
     ):
-        if phase == "mllm-lists":
-            begin, mix.shares, mix.nonce = schedule.mllm_steps, (0.68, 0.14, 0.07, 0.11), True
-        elif phase == "mllm-long":
-            begin, mix.long, mix.tokens = begin + schedule.mllm_list_steps, True, schedule.mllm_long_tokens
-            mix.shares = (0.5, 0.2, 0.1, 0.2)
+        course.enter(phase)
         optimisers = Optimisers(
             trainer.named_parameters(),
             steps=steps,
             muon_lr=0.02 * lr,
             adam_lr=1e-3 * lr,
             is_matrix=lambda key, _: ".layers." in key,
-            decay_from=1.0 if phase == "mllm" else 0.1,
+            decay_from={"mllm": 1.0, "mllm-lists": 0.1, "mllm-shown": 0.3}[phase],
         )
         train_loop(
             phase,
             trainer,
             optimisers,
             steps=steps,
-            loss_of=loss_of,
+            loss_of=course.loss_of,
             checkpoint=out / f"{phase}.checkpoint",
             validate=validate,
             validate_every=500,
             log_every=50,
         )
     save(trainer, tower, tokenizer, schedule, folder)
+
+
+def _shown_batch(
+    trainer: MLLMTrainer, rows: list[ShownRow], features: list[torch.Tensor]
+) -> tuple[Packed, torch.Tensor]:
+    """Rows as tokens, and the features of their images; ``features`` are those of each set."""
+    packed = pack(
+        trainer.writer, [row.turns for row in rows], image_tokens=trainer.tokens, prefixes=[row.prefix for row in rows]
+    )
+    return packed, torch.cat([features[row.part][row.images] for row in rows]).float()
+
+
+def _measure_shown(
+    trainer: MLLMTrainer, images: DomainImages, features: torch.Tensor, groups: list[list[tuple[int, ...]]], device: str
+) -> dict[str, float]:
+    """First answers of 240 rows about validation images and their look-alikes, by form; from one seed."""
+
+    def look_alikes(
+        _domain: str, row: int, truth: tuple[int, ...], k: int, rng: random.Random
+    ) -> list[tuple[int, ...]]:
+        codes = [truth, *rng.sample([c for c in groups[row] if c != truth], k - 1)]
+        return rng.sample(codes, k)
+
+    rng = random.Random(0)  # noqa: S311 - no secret
+    found: dict[str, list[bool]] = {}
+    mix = ShownMix(
+        trainer.writer, [images], [0], codes=look_alikes, prompt=lambda _: "paper", image_tokens=trainer.tokens
+    )
+    for _ in range(12):
+        rows = mix.rows(20, rng)
+        packed, shown = _shown_batch(trainer, rows, [features])
+        last = trainer.states(packed, shown, device)[-1]
+        guesses = (last @ trainer.language_model.get_input_embeddings().weight.T).argmax(-1).cpu().numpy()
+        for form, right in right_answers(rows, packed, guesses).items():
+            found.setdefault(form, []).extend(right)
+    return {form: float(np.mean(right)) for form, right in found.items()}
 
 
 def _measure(
@@ -381,13 +476,14 @@ def _measure(
             truth = tuple(int(v) for v in images.codes[row])
             codes = [truth, *rng.sample([c for c in groups[row] if c != truth], 4)]
             rng.shuffle(codes)
+            options = [writer.option(images.domain, code, truth) for code in codes]
             turns.append(
                 [
                     writer.naming(images.domain, truth),
-                    writer.ranking(images.domain, codes, truth, "paper"),
-                    writer.choice(images.domain, codes, truth),
-                    writer.yes_no(images.domain, truth, truth),
-                    writer.yes_no(images.domain, next(c for c in codes if c != truth), truth),
+                    writer.ranking(options, "paper"),
+                    writer.choice(options),
+                    writer.yes_no(next(option for option in options if option.match)),
+                    writer.yes_no(next(option for option in options if not option.match)),
                 ]
             )
         packed = pack(writer, turns, image_tokens=trainer.tokens, length=180)

@@ -11,7 +11,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from rarvision.datasets.fieldguide import DOMAINS
-from rarvision.ranking.prompts import CHOICE_PROMPT, NAMING_PROMPT, RANKING_PROMPTS, YES_NO_PROMPT
+from rarvision.ranking.prompts import (
+    CHOICE_PROMPT,
+    DESCRIBED,
+    FIRST_IMAGE,
+    NAMING_PROMPT,
+    RANKING_PROMPTS,
+    YES_NO_PROMPT,
+    exemplar_note,
+)
 
 __all__ = ["CHAT_TEMPLATE", "TEXT_TEMPLATES", "clip_tokenizer", "mllm_tokenizer"]
 
@@ -79,6 +87,13 @@ def _phrases() -> list[str]:
     return sorted(pieces, key=lambda piece: (-len(piece), piece))
 
 
+def _notes() -> list[str]:
+    """The same of what is shown of candidates."""
+    notes = [exemplar_note(2, count, "\x00") for count in (1, 2)]
+    pieces = {piece for note in notes for piece in re.split(r"\d+|\x00", note) if len(piece) > 1}
+    return [FIRST_IMAGE, DESCRIBED, *sorted(pieces)]
+
+
 def mllm_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE: any text goes in and comes out; the field guide's words and the prompts' phrases are a token."""
     tokenizer = Tokenizer(models.BPE())
@@ -94,7 +109,7 @@ def mllm_tokenizer() -> PreTrainedTokenizerFast:
     _train_bpe(tokenizer, [*words, *(f" {word}" for word in words), *letters])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<pad>", "</s>", "<image>")])
     structure = ["USER: ", " ASSISTANT:", "['", "', '", "']", "\n"]
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in [*_phrases(), *structure]])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in [*_phrases(), *structure, *_notes()]])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="</s>",  # noqa: S106 - no password
