@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rarvision.ranking.base import BaseRanker
 from rarvision.ranking.bias import OptionPrior
+from rarvision.ranking.forms import STRATEGIES, Strategy, servable_strategies
 from rarvision.ranking.parsing import ParsedRanking, parse_ranking
 from rarvision.ranking.permutations import Permutations
 from rarvision.ranking.prompts import (
@@ -19,7 +20,7 @@ from rarvision.ranking.prompts import (
     yes_no_prompt,
 )
 from rarvision.ranking.showing import Layout, Showing, Shown
-from rarvision.ranking.strategies import STRATEGIES, Ranker, Strategy, servable_strategies
+from rarvision.ranking.strategies import Ranker
 
 __all__ = [
     "CHOICE_PROMPT",

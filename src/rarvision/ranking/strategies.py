@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
+from rarvision.chat.base import Chat, ChatRequest, Completion, ListConstraint
 from rarvision.errors import ChatUnsupportedError, InputError, OptionError
 from rarvision.ranking.base import BaseRanker
 from rarvision.ranking.bias import BlankScores, OptionPrior, estimate_prior
+from rarvision.ranking.forms import STRATEGIES, QuestionForm, Strategy, servable_strategies, strategy_template
 from rarvision.ranking.parsing import parse_ranking
 from rarvision.ranking.permutations import (
     Permutations,
@@ -24,42 +25,16 @@ from rarvision.ranking.permutations import (
     normalised,
     rotations,
 )
-from rarvision.ranking.prompts import (
-    CHOICE_PROMPT,
-    NAMING_PROMPT,
-    RANKING_PROMPTS,
-    YES_NO_PROMPT,
-    choice_prompt,
-    format_list,
-    option_letters,
-    ranking_prompt,
-    yes_no_prompt,
-)
+from rarvision.ranking.prompts import format_list, option_letters
 from rarvision.ranking.showing import Layout, Presenter, Showing, Shown, Subject
 from rarvision.types import Ranking
 
-__all__ = ["STRATEGIES", "BaseRanker", "Ranker", "Strategy", "servable_strategies", "strategy_template"]
-
-Strategy = Literal["generate", "choice", "likelihood", "pointwise"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-"""``generate``: the paper's, the list is written out; ``choice``: log-probabilities of the option letters, one forward
-pass; ``likelihood``: log-likelihood of each name as the answer; ``pointwise``: yes/no for each name."""
+__all__ = ["Ranker"]
 
 _BY_PREFERENCE: tuple[Strategy, ...] = ("likelihood", "choice", "generate")
 _Scores = list[Float[np.ndarray, " n"]]
 _TINY = 1e-12
 _MIN_ANSWER_TOKENS = 64
-
-
-def servable_strategies(capabilities: Capabilities) -> tuple[Strategy, ...]:
-    """The strategies that a backend with these capabilities can serve."""
-    served: dict[Strategy, bool] = {
-        "generate": True,
-        "choice": capabilities.option_log_probs,
-        "likelihood": capabilities.continuation_log_probs,
-        "pointwise": capabilities.option_log_probs,
-    }
-    return tuple(strategy for strategy in STRATEGIES if served[strategy])
 
 
 class Ranker(BaseRanker):
@@ -149,9 +124,9 @@ class Ranker(BaseRanker):
             )
         self._chat = chat
         self._strategy: Strategy = strategy
-        self._template = strategy_template(strategy, prompt, with_list=with_list)
+        template = strategy_template(strategy, prompt, with_list=with_list)
+        self._form = QuestionForm(strategy=strategy, template=template, with_list=with_list)
         self._constrained = constrained
-        self._with_list = with_list
         self._normalize = normalize
         self._shuffle = shuffle
         self._permutations = permutations
@@ -181,7 +156,7 @@ class Ranker(BaseRanker):
     @property
     def name(self) -> str:
         """The MLLM's name, the strategy, and what is corrected."""
-        detail = " constrained" if self._constrained else "" if self._with_list else " without list"
+        detail = " constrained" if self._constrained else "" if self._form.with_list else " without list"
         if self._permutations != 1:
             detail += f" in {self._permutations} orders"
         detail += ", debiased" if self._bias is not None else ""
@@ -208,8 +183,8 @@ class Ranker(BaseRanker):
         """What the scores of a list depend on, but for the model: a prior of letters and places holds for these."""
         return {
             "strategy": self._strategy,
-            "prompt": self._template,
-            "with_list": self._with_list,
+            "prompt": self._form.template,
+            "with_list": self._form.with_list,
             "normalize": self._normalize,
             "blank_weight": self._blank_weight,
             **self._presenter.settings,
@@ -224,9 +199,9 @@ class Ranker(BaseRanker):
         return Ranker(
             self._chat,
             strategy=self._strategy,
-            prompt=self._template,
+            prompt=self._form.template,
             constrained=self._constrained,
-            with_list=self._with_list,
+            with_list=self._form.with_list,
             normalize=self._normalize,
             shuffle=self._shuffle,
             permutations=self._permutations,
@@ -288,7 +263,7 @@ class Ranker(BaseRanker):
             raise OptionError(f"blank_weight must be a number from 0 up, got {self._blank_weight}")
         if self._blank_weight and self._strategy != "likelihood":
             raise OptionError(f"blank_weight goes with the strategy 'likelihood', got {self._strategy!r}")
-        if self._permutations != 1 and not self._shows_order:
+        if self._permutations != 1 and not self._form.shows_order:
             raise OptionError(
                 f"permutations go with strategies that show a list; {self._kind} asks name by name, in no order"
             )
@@ -304,15 +279,11 @@ class Ranker(BaseRanker):
             raise OptionError(f"the prior was estimated on other questions ({changes}); estimate it with this ranker")
 
     @property
-    def _shows_order(self) -> bool:
-        return self._strategy != "pointwise" and self._with_list
-
-    @property
     def _kind(self) -> str:
-        return repr(self._strategy) + ("" if self._with_list else " without the list")
+        return repr(self._strategy) + ("" if self._form.with_list else " without the list")
 
     def _require_scores_of_places(self, what: str) -> None:
-        if self._strategy == "generate" or not self._shows_order:
+        if self._strategy == "generate" or not self._form.shows_order:
             why = "gives no scores" if self._strategy == "generate" else "asks name by name, in no order"
             raise OptionError(f"{what} goes with 'choice' and 'likelihood' with the list; {self._kind} {why}")
 
@@ -377,7 +348,7 @@ class Ranker(BaseRanker):
 
     def _generate(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> list[Completion]:
         requests = [
-            self._presenter.request(ranking_prompt(candidates, self._template), image, candidates)
+            self._presenter.request(self._form.question(candidates), image, candidates)
             for image, candidates in zip(images, names, strict=True)
         ]
         return self._chat.generate(
@@ -417,19 +388,18 @@ class Ranker(BaseRanker):
                 f"{', '.join(others)}"
             )
         requests = [
-            self._presenter.request(choice_prompt(candidates, self._template), image, candidates)
+            self._presenter.request(self._form.question(candidates), image, candidates)
             for image, candidates in zip(images, names, strict=True)
         ]
         return self._chat.option_log_probs(requests, letters)
 
     def _score_names(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> _Scores:
-        if self._with_list:
-            prompts = [ranking_prompt(candidates, self._template) for candidates in names]
-            continuations = [[f"['{name}'" for name in candidates] for candidates in names]
-        else:
-            prompts = [self._template] * len(names)
-            continuations = [list(candidates) for candidates in names]
-        requests = [self._presenter.request(*asked) for asked in zip(prompts, images, names, strict=True)]
+        listed = self._form.with_list
+        continuations = [[f"['{name}'" if listed else name for name in candidates] for candidates in names]
+        requests = [
+            self._presenter.request(self._form.question(candidates), image, candidates)
+            for image, candidates in zip(images, names, strict=True)
+        ]
         answers = self._chat.continuation_log_probs(requests, continuations)
         if self._normalize == "sum":
             return [log_probs for log_probs, _ in answers]
@@ -437,7 +407,7 @@ class Ranker(BaseRanker):
 
     def _ask_each(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> _Scores:
         requests = [
-            self._presenter.request(yes_no_prompt(name, self._template), image, (name,))
+            self._presenter.request(self._form.question((name,)), image, (name,))
             for image, candidates in zip(images, names, strict=True)
             for name in candidates
         ]
@@ -474,39 +444,6 @@ class Ranker(BaseRanker):
             status="repaired" if joined.reason is not None else "ranked",
             reason=joined.reason,
         )
-
-
-def strategy_template(strategy: Strategy, prompt: str | None, *, with_list: bool = True) -> str:
-    """The template that a prompt's name or text stands for; checked by filling it once.
-
-    Args:
-        strategy: One of `STRATEGIES`.
-        prompt: As `Ranker` takes it; None for the strategy's own.
-        with_list: As `Ranker` takes it.
-
-    Raises:
-        OptionError: An unknown name, or a template without its field.
-    """
-    if strategy == "choice":
-        template = prompt or CHOICE_PROMPT
-        choice_prompt(["a"], template)
-    elif strategy == "pointwise":
-        template = prompt or YES_NO_PROMPT
-        yes_no_prompt("a", template)
-    elif strategy == "likelihood" and not with_list:
-        template = prompt or NAMING_PROMPT
-        if template in RANKING_PROMPTS or "{categories}" in template:
-            raise OptionError(f"likelihood without the list takes a prompt without {{categories}}, got {template!r}")
-    else:
-        known = RANKING_PROMPTS.get(prompt or "paper")
-        if known is None and "{" not in cast("str", prompt):
-            raise OptionError(
-                f"unknown prompt {prompt!r}; expected one of {', '.join(RANKING_PROMPTS)}, or a template with the "
-                "field {categories}"
-            )
-        template = known or cast("str", prompt)
-        ranking_prompt(["a"], template)
-    return template
 
 
 def _log_odds(answer: Float[np.ndarray, " 2"]) -> float:
