@@ -21,6 +21,7 @@ from rarvision.ranking.prompts import (
 )
 from rarvision.ranking.showing import Layout, Showing, Shown
 from rarvision.ranking.strategies import Ranker
+from rarvision.ranking.worked import NoExample, WorkedExample
 
 __all__ = [
     "CHOICE_PROMPT",
@@ -31,6 +32,7 @@ __all__ = [
     "YES_NO_PROMPT",
     "BaseRanker",
     "Layout",
+    "NoExample",
     "OptionPrior",
     "ParsedRanking",
     "Permutations",
@@ -38,6 +40,7 @@ __all__ = [
     "Showing",
     "Shown",
     "Strategy",
+    "WorkedExample",
     "choice_prompt",
     "format_list",
     "option_letters",
