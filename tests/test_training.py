@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import LlavaProcessor
 
+from rarvision.chat.base import ChatRequest, Message
 from rarvision.chat.preparing import RequestEncoder
 from rarvision.datasets.fieldguide import DOMAINS, HELD_OUT_DOMAIN, split_of
 from rarvision.embedded.training.clip import image_processor
@@ -269,7 +270,7 @@ def test_the_held_out_domain_is_never_ranked(writer, nonce):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_stages_run_resume_and_load(tmp_path):
-    from rarvision.chat import ChatRequest, LocalChat
+    from rarvision.chat import LocalChat
     from rarvision.datasets import FieldGuide
     from rarvision.encoders import TransformersEncoder
 
@@ -299,9 +300,8 @@ def shown_mix(writer):
     return ShownMix(writer, data, parts, codes=mix.codes, prompt=mix.prompt, image_tokens=1)
 
 
-def test_what_is_shown_is_what_rankers_show_token_for_token(tokenizer, shown_mix):
-    """Read back from the tokens what was shown, ask the same through the ranker's own presentation, and compare."""
-    processor = LlavaProcessor(
+def llava_processor(tokenizer):
+    return LlavaProcessor(
         image_processor=image_processor(48),
         tokenizer=tokenizer,
         patch_size=8,
@@ -309,7 +309,11 @@ def test_what_is_shown_is_what_rankers_show_token_for_token(tokenizer, shown_mix
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
-    encoder, image = RequestEncoder(processor, name="mllm"), Image.new("RGB", (48, 48))
+
+
+def test_what_is_shown_is_what_rankers_show_token_for_token(tokenizer, shown_mix):
+    """Read back from the tokens what was shown, ask the same through the ranker's own presentation, and compare."""
+    encoder, image = RequestEncoder(llava_processor(tokenizer), name="mllm"), Image.new("RGB", (48, 48))
     rows = shown_mix.rows(150, random.Random(1))
     assert {row.form for row in rows} == FORMS
     for row in rows:
@@ -326,6 +330,25 @@ def test_what_is_shown_is_what_rankers_show_token_for_token(tokenizer, shown_mix
             question = tokenizer.decode(turn.ids).partition(" ASSISTANT:")[0]
             request = context_request(question, Subject(image, shown), list(shown), exemplars=5, layout="images")
             (expected,) = encoder.text_tokens([request])
+            assert [*row.prefix.ids, *turn.ids][: len(expected)] == expected
+
+
+def test_a_worked_example_is_what_rankers_ask_token_for_token(tokenizer, shown_mix):
+    encoder, image = RequestEncoder(llava_processor(tokenizer), name="mllm"), Image.new("RGB", (48, 48))
+    rows = [row for row in shown_mix.rows(100, random.Random(4)) if row.form.startswith("worked")]
+    assert {row.form for row in rows} == {"worked ranking", "worked choice", "worked yes"}
+    for row in rows:
+        for turn in row.turns:
+            talk = tokenizer.decode([*row.prefix.ids, *turn.ids]).removeprefix("USER: <image>\n")
+            (first, answer), (second, _) = (
+                part.removesuffix("</s>").split(" ASSISTANT:") for part in talk.split("</s>USER: <image>\n")
+            )
+            messages = (
+                Message(role="user", parts=(image, first)),
+                Message(role="assistant", parts=(answer,)),
+                Message(role="user", parts=(image, second)),
+            )
+            (expected,) = encoder.text_tokens([ChatRequest(messages=messages)])
             assert [*row.prefix.ids, *turn.ids][: len(expected)] == expected
 
 

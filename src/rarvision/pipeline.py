@@ -31,10 +31,11 @@ from rarvision.exemplars import Exemplars
 from rarvision.images import Picture, load_image
 from rarvision.judging import Judge
 from rarvision.memory.base import Memory
-from rarvision.ranking import BaseRanker, OptionPrior, Ranker, Showing, Shown
+from rarvision.ranking import BaseRanker, NoExample, OptionPrior, Ranker, Showing, Shown, WorkedExample
 from rarvision.ranking.outage import Outage, fallback
 from rarvision.retrieval import Retriever
 from rarvision.types import Candidate, Prediction, Ranking, Sample
+from rarvision.worked import WorkedExamples
 
 __all__ = ["RecognitionFailure", "Recognizable", "Recognizer"]
 
@@ -70,6 +71,7 @@ class _Question:
     image: Image
     names: Sequence[str]
     shown: Sequence[Shown] | None
+    worked: WorkedExample | NoExample | None
 
 
 class Recognizer:
@@ -100,7 +102,8 @@ class Recognizer:
         views: What is encoded of each image, see `rarvision.encoders.Views`: several views cost as many forward passes.
 
     Raises:
-        OptionError: An option is out of range, or ``k`` contradicts the retriever's.
+        OptionError: An option is out of range, ``k`` contradicts the retriever's, or the ranker wants a worked example
+            and the retriever has ``distinct=False``.
     """
 
     def __init__(
@@ -134,7 +137,9 @@ class Recognizer:
         self._batch_size = batch_size
         self._views = check_views(views)
         self._outage = Outage()
-        self._exemplars = Exemplars(memory, Showing() if ranker is None else ranker.showing)
+        showing = Showing() if ranker is None else ranker.showing
+        self._exemplars = Exemplars(memory, showing)
+        self._worked = WorkedExamples(retriever) if showing.worked_example else None
         self._judging: dict[str, Any] = {
             "calibration": calibration,
             "fit": fit,
@@ -272,13 +277,11 @@ class Recognizer:
         """
         if not isinstance(self._ranker, Ranker):
             raise OptionError("a prior of letters and places is a Ranker's; this recognizer has none")
-        good: list[_Loaded] = []
-        names: list[list[str]] = []
+        questions: list[_Question] = []
         for batch in self._batches(map(self._load, enumerate(images))):
             loaded, found, _ = self._retrieve_loaded(batch)
-            good += loaded
-            names += [[candidate.category for candidate in candidates] for candidates in found]
-        return self._ranker.estimate_bias([item.image for item in good], names)
+            questions += self._questions(loaded, found)
+        return self._ranker.estimate_bias(**_asked(questions))
 
     def with_ranker(self, ranker: BaseRanker | None) -> Recognizer:
         """The same recognizer with another ranker."""
@@ -420,11 +423,7 @@ class Recognizer:
         """A ranking for each image, or the error where the MLLM's preprocessing refuses it."""
         if self._ranker is None:
             return [None] * len(items)
-        shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or [None] * len(items)
-        questions = [
-            _Question(item.image, [candidate.category for candidate in candidates], each)
-            for item, candidates, each in zip(items, found, shown, strict=True)
-        ]
+        questions = self._questions(items, found)
         rankings: list[Ranking | ImageError] = []
         if questions and self._outage.suspected and not self._outage.waiting:
             rankings.append(self._rank_alone(self._ranker, questions[0]))
@@ -432,6 +431,15 @@ class Recognizer:
         if self._outage.suspected:
             return [*rankings, *(self._outage.not_asked(len(each.names), self._ranker.strategy) for each in left)]
         return [*rankings, *self._rank_together(self._ranker, left)]
+
+    def _questions(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[_Question]:
+        nothing = [None] * len(items)
+        shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or nothing
+        worked: Sequence[WorkedExample | NoExample | None] = self._worked.of(nothing) if self._worked else nothing
+        return [
+            _Question(item.image, [candidate.category for candidate in candidates], each, example)
+            for item, candidates, each, example in zip(items, found, shown, worked, strict=True)
+        ]
 
     def _rank_together(self, ranker: BaseRanker, questions: Sequence[_Question]) -> list[Ranking | ImageError]:
         """As a batch; where that fails one by one, until the MLLM is taken to be down: only what fails falls back."""
@@ -471,9 +479,18 @@ class Recognizer:
 
 
 def _ask(ranker: BaseRanker, questions: Sequence[_Question]) -> Sequence[Ranking]:
-    shown = [question.shown for question in questions if question.shown is not None]
-    images, names = [question.image for question in questions], [question.names for question in questions]
-    return ranker.rank_batch(images, names, shown) if shown else ranker.rank_batch(images, names)
+    return ranker.rank_batch(**_asked(questions))
+
+
+def _asked(questions: Sequence[_Question]) -> dict[str, Any]:
+    """What `BaseRanker.rank_batch` is given; nothing beside the names where a ranker wants nothing."""
+    shown, worked = [question.shown for question in questions], [question.worked for question in questions]
+    return {
+        "images": [question.image for question in questions],
+        "names": [question.names for question in questions],
+        **({"shown": shown} if any(each is not None for each in shown) else {}),
+        **({"worked": worked} if any(each is not None for each in worked) else {}),
+    }
 
 
 def _retriever_settings(retriever: Retriever) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from rarvision.errors import InputError
-from rarvision.ranking.strategies import BaseRanker
+from rarvision.ranking.base import BaseRanker
 from rarvision.types import Ranking
 
 __all__ = ["check_ranker"]

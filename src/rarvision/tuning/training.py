@@ -12,7 +12,7 @@ from typing import Any
 from rarvision.checkpoints import checkpoint_source
 from rarvision.errors import ChatUnavailableError, InputError, OptionError
 from rarvision.plots import check_plot, draw_losses
-from rarvision.ranking.strategies import Strategy
+from rarvision.ranking.forms import Strategy
 from rarvision.tuning.fitting import Fitted, Job, fit
 from rarvision.tuning.heldout import HeldOutTable, check_strategies, rank_held_out, spread_out
 from rarvision.tuning.lessons import lessons_of
