@@ -132,6 +132,9 @@ def test_exemplars_and_descriptions_are_of_the_question_alone():
     assert first == user(EXAMPLE.image, choice_prompt(LISTED))
     assert sum(not isinstance(part, str) for part in third.parts) == 4
     assert "like a rose" in third.parts[-1]
+    notes = [part.split("\n")[0] for part in third.parts if isinstance(part, str)]
+    assert notes[0] == "Image 2 is the one to classify."  # images are counted through the conversation
+    assert [note.split(" shows: ")[0] for note in notes[1:]] == ["Image 3", "Image 4", "Image 5"]
 
 
 @pytest.mark.parametrize("bad", [{"candidates": ("fern",), "order": (0,)}, {"candidates": ("fern", "fern", "ivy")},

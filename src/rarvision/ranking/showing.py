@@ -13,7 +13,7 @@ from PIL.Image import Image
 from rarvision.chat.base import Chat, ChatRequest, Message
 from rarvision.errors import ChatUnsupportedError, InputError, OptionError
 from rarvision.ranking.forms import QuestionForm
-from rarvision.ranking.prompts import DESCRIBED, FIRST_IMAGE, exemplar_note
+from rarvision.ranking.prompts import DESCRIBED, exemplar_note, query_note
 from rarvision.ranking.worked import NoExample, WorkedExample, example_images, worked_turns
 
 __all__ = ["Layout", "Presenter", "Showing", "Shown", "Subject", "context_request", "joined", "subjects_of"]
@@ -222,13 +222,21 @@ def context_request(
             templates put all images first); ``montage``: all in one picture, for models of one image.
         earlier: Turns before it, in which nothing is shown but an image and names.
     """
-    parts = _parts(text, subject, names, exemplars=exemplars, layout=layout)
+    before = len(ChatRequest(messages=earlier).images)
+    parts = _parts(text, subject, names, exemplars=exemplars, layout=layout, before=before)
     return ChatRequest(messages=(*earlier, Message(role="user", parts=parts)))
 
 
 def _parts(
-    text: str, subject: Subject, names: Sequence[str], *, exemplars: int, layout: Literal["images", "montage"]
+    text: str,
+    subject: Subject,
+    names: Sequence[str],
+    *,
+    exemplars: int,
+    layout: Literal["images", "montage"],
+    before: int,
 ) -> tuple[str | Image, ...]:
+    """What the turn is made of; ``before`` images were shown in earlier ones, which count."""
     ordered = sorted(names)
     known = [(name, subject.shown[name]) for name in ordered if name in subject.shown]
     described = "".join(f"{name}: {shown.description}\n" for name, shown in known if shown.description)
@@ -241,8 +249,9 @@ def _parts(
         labels = "; ".join(f"{number}: {name}" for number, (name, _) in enumerate(pictured, start=1))
         head = f"The large picture is the image to classify. The small ones below are examples: {labels}.\n"
         return montage(subject.image, [images for _, images in pictured]), f"{head}{described}{text}"
-    parts: list[str | Image] = [subject.image, FIRST_IMAGE]
-    number = 2
+    number = before + 1
+    parts: list[str | Image] = [subject.image, query_note(number)]
+    number += 1
     for name, images in pictured:
         parts += [*images, exemplar_note(number, len(images), name)]
         number += len(images)
