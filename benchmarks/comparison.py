@@ -1,9 +1,9 @@
 """How to have candidates ranked: every strategy, with and without help, compared. ``python benchmarks/comparison.py``.
 
-Strategies x (untuned, after a worked example from the memory, tuned) x numbers of candidates x orders asked in x gate,
-on the field guide with the embedded models: accuracy with 95 % bootstrap intervals over images, parse statuses,
-questions, tokens and processor milliseconds an image (one thread). Tuned is LoRA on ranking examples of one domain,
-aircraft as in the paper, which the MLLM had never ranked. Mix and gate are fitted on the memory (`fit_recognizer`).
+Strategies x (untuned, in-context, tuned) x numbers of candidates x orders asked in x gate, on the field guide with the
+embedded models: accuracy with 95 % bootstrap intervals over images, parse statuses, questions, tokens and processor
+milliseconds an image (one thread). Tuned is LoRA on ranking examples of one domain, aircraft as in the paper, which the
+MLLM had never ranked. Mix and gate are fitted on the memory (`fit_recognizer`).
 
     python benchmarks/comparison.py --json comparison.json --write docs/ranking.md --plot docs/ranking.svg
 """
@@ -33,9 +33,12 @@ from rarvision.pipeline import Recognizer
 from rarvision.ranking import STRATEGIES, Ranker
 from rarvision.retrieval import Retriever
 
-VARIANTS = ("untuned", "worked example", "tuned")
-RETRIEVAL = "retrieval"
-_MARKS = {"untuned": "o", "worked example": "s", "tuned": "^"}
+VARIANTS = ("untuned", "example in words", "worked example", "tuned")
+_IN_CONTEXT: dict[str, dict[str, Any]] = {
+    "example in words": {"prompt": "in-context"},
+    "worked example": {"worked_example": True},
+}
+_MARKS = {"untuned": "o", "example in words": "v", "worked example": "s", "tuned": "^"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,13 @@ class Setting:
 
 
 def settings(options: argparse.Namespace) -> Iterator[Setting]:
-    """All of them: several orders, and fits, at the first k only, where they are."""
+    """All of them; several orders, fits, and what is shown in the prompt, at one number of candidates only."""
     for variant in VARIANTS:
         for strategy in options.strategies:
+            if variant in _IN_CONTEXT:
+                if variant == "worked example" or strategy in ("generate", "likelihood"):  # whose prompts hold a list
+                    yield Setting(strategy, variant, options.fit_k, 1, fitted=False)
+                continue
             for k in options.ks:
                 yield Setting(strategy, variant, k, 1, k == options.fit_k)
                 if k == options.fit_k and strategy != "pointwise":  # which shows no order
@@ -89,7 +96,7 @@ def one(setting: Setting, guide: World, meter: Meter, options: argparse.Namespac
         meter,
         strategy=setting.strategy,  # type: ignore[arg-type]  # one of them
         permutations=setting.orders,
-        worked_example=setting.variant == "worked example",
+        **_IN_CONTEXT.get(setting.variant, {}),
     )
     recognizer = Recognizer(guide.memory, ranker=ranker, retriever=Retriever(guide.memory, k=setting.k), fit=None)
     answers = ask(recognizer, meter, guide.samples)
@@ -200,7 +207,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--ks", type=int, nargs="+", default=[2, 5, 10, 20], help="numbers of candidates")
     parser.add_argument("--fit-k", type=int, default=5, help="the one for which mix and gate are fitted")
-    parser.add_argument("--images", type=int, default=200, help="of the memory, to fit on")
+    parser.add_argument("--images", type=int, default=120, help="of the memory, to fit on")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="keep the tuned adapter here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="kept as it grows; what it has is not asked again")
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page with the lines that mark where it goes")
