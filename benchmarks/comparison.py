@@ -185,16 +185,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             mean, low, high = percent(row["right"])
             points.append((row["ms"], mean))
             style = {"color": colours[row["strategy"]], "marker": _MARKS[row["variant"]], "alpha": 0.75}
-            axes.errorbar(row["ms"], mean, [[mean - low], [high - mean]], elinewidth=0.5, markersize=5, **style)
-            label = f"{row['k']}" + (f", {row['orders']} orders" if row["orders"] > 1 else "")
-            axes.annotate(label, (row["ms"], mean), textcoords="offset points", xytext=(4, 3), fontsize=6)
+            hollow = {"markerfacecolor": "none"} if row["orders"] > 1 else {}
+            size = 3 + 1.2 * row["k"] ** 0.5
+            axes.errorbar(
+                row["ms"], mean, [[mean - low], [high - mean]], elinewidth=0.5, markersize=size, **style, **hollow
+            )
         front = [p for p in sorted(points) if not any(ms <= p[0] and y > p[1] for ms, y in points)]
         axes.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle=":", zorder=0)
         axes.set(title=domain, xscale="log", xlabel="processor milliseconds an image", ylabel="top-1 of RAR, percent")
         axes.grid(which="major", alpha=0.3)
     known = [Line2D([], [], color=c, marker="o", linestyle="", label=name) for name, c in colours.items()]
     known += [Line2D([], [], color="grey", marker=m, linestyle="", label=name) for name, m in _MARKS.items()]
-    panels[0][-1].legend(handles=known, fontsize=7, loc="lower right", title="numbers: k", title_fontsize=7)
+    panels[0][-1].legend(
+        handles=known, fontsize=7, loc="lower right", title="size: k; hollow: 2 orders", title_fontsize=7
+    )
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=130)
 
 
