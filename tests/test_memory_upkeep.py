@@ -95,7 +95,7 @@ def test_a_sound_memory_has_no_problems_at_any_stage(memory):
 
 @pytest.mark.usefixtures("small_steps")
 def test_a_flipped_bit_anywhere_that_matters_is_found_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("rarvision.memory.local._INDEX_FROM", 20)
+    monkeypatch.setattr("rarvision.memory.local_settings._INDEX_FROM", 20)
     with LocalMemory.create(tmp_path / "sound", encoder=ENCODER, index="hnsw") as memory:
         filled(memory)
         memory.append(new_entries(range(100, 103)), unit(3, seed=4))
