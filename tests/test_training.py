@@ -161,17 +161,6 @@ def test_a_list_that_is_only_framed_teaches_no_choice_of_its_first_name(tokenize
     assert [p for p in turn.pointer_targets if p == at] == [at] * (5 + len(forced))
 
 
-def test_names_of_nothing_may_lean_to_one_domain(tokenizer, writer):
-    kinds = set(DOMAINS["aircraft"].attributes[-1].words)
-    known = {tuple(writer.name("aircraft", code)) for code in Candidates("aircraft").pool}
-    shares = []
-    for near in (None, "aircraft"):
-        drawn = [name for seed in range(60) for name in writer.nonce(5, random.Random(seed), near=near)]
-        assert not any(tuple(name) in known for name in drawn)
-        shares.append(np.mean([tokenizer.decode(name).split()[-1] in kinds for name in drawn]))
-    assert shares[0] < 0.3 < shares[1] < 0.7
-
-
 @pytest.mark.parametrize("k", [2, 5, 20])
 def test_names_of_nothing_mix_the_words_of_all_domains(tokenizer, writer, k):
     drawn = [writer.nonce(k, random.Random(seed)) for seed in range(40)]

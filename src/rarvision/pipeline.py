@@ -197,7 +197,7 @@ class Recognizer:
         """What a fit is valid for."""
         return {
             "views": self._views,
-            "retriever": _retriever_settings(self._retriever),
+            "retriever": self._retriever.settings,
             "ranker": None if self._ranker is None else dict(self._ranker.settings),
         }
 
@@ -490,19 +490,4 @@ def _asked(questions: Sequence[_Question]) -> dict[str, Any]:
         "names": [question.names for question in questions],
         **({"shown": shown} if any(each is not None for each in shown) else {}),
         **({"worked": worked} if any(each is not None for each in worked) else {}),
-    }
-
-
-def _retriever_settings(retriever: Retriever) -> dict[str, Any]:
-    return {
-        "k": retriever.k,
-        "source": retriever.source,
-        "aggregate": retriever.aggregate,
-        "neighbours": retriever.neighbours,
-        "distinct": retriever.distinct,
-        "text_weight": retriever.text_weight,
-        "text_ratio": retriever.text_ratio,
-        "prototype_weight": retriever.prototype_weight,
-        "sharpness": retriever.sharpness,
-        "hubness": retriever.hubness,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -133,6 +133,12 @@ class Retriever:
         self._scale_cache: tuple[int, Scale] | None = None
         self._fit_cache: tuple[int, TextWeightFit] | None = None
         self._hub_cache: tuple[int, dict[Modality, Float[np.ndarray, " c"]]] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that changes what is retrieved, as JSON values."""
+        names = ("k", "source", "aggregate", "neighbours", "distinct", "text_weight", "text_ratio")
+        return {name: getattr(self, name) for name in (*names, "prototype_weight", "sharpness", "hubness")}
 
     def retrieve(self, vectors: Float[np.ndarray, "n dim"]) -> list[list[Candidate]]:
         """Candidates of each query, best first.
