@@ -142,8 +142,11 @@ def distance(corners, width, height):
     return found
 
 
+SIXTEENTHS = [st.integers(0, 16 * side).map(lambda n: n / 16) for side in (30, 20)]
+
+
 @settings(max_examples=40)
-@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 20)), min_size=3, max_size=3), st.integers(1, 3))
+@given(st.lists(st.tuples(SIXTEENTHS[0], SIXTEENTHS[1]), min_size=3, max_size=3), st.integers(1, 3))
 def test_a_triangle_covers_its_pixels(corners, reduced):
     polygon = [value for corner in corners for value in corner]
     found = shown(PolygonMask(polygons=(tuple(polygon),)), (30, 20)) / 255

@@ -21,10 +21,10 @@ class BlurredCopy:
     """An image as Pillow's `GaussianBlur` makes it, any part of it on demand.
 
     From a standard deviation of a sixteenth of the longer side on, an image of more than 128 pixels is reduced to its
-    outermost pixels and blocks of a quarter of the standard deviation, from which any pixel of the blurred image follows
-    by two small matrices: Pillow's box filters, applied to the blocks. Else it is blurred at full size. On drawings, noise, stripes and frames no
-    value differs from the blur at full size by more than 2 of 255, nor the mean by more than 0.6
-    (`tests/test_regions.py` holds both).
+    outermost pixels and blocks of a quarter of the standard deviation. Any pixel of the blurred image follows from them
+    by two small matrices: Pillow's box filters, applied to the blocks. Else it is blurred at full size. On drawings,
+    noise, stripes and frames no value differs from the blur at full size by more than 2 of 255, nor the mean by more
+    than 0.6 (`tests/test_regions.py` holds both).
 
     Args:
         image: RGB.
