@@ -112,7 +112,7 @@ def _stream(
     def attempt(scene: Scene, sample: Sample) -> _Made | InputError:
         try:
             mask = None if mask_of is None else mask_of(sample)
-            box = sample.box_xyxy or (0.0, 0.0, *map(float, scene.image.size))
+            box = sample.box_xyxy or (0.0, 0.0, float(scene.image.width), float(scene.image.height))
             return make(scene.crop(box, mask=mask, name=sample.source))
         except InputError as error:
             return error
