@@ -29,6 +29,7 @@ _CHECKED = (
     "metrics",
     "pipeline",
     "ranking",
+    "regions",
     "retrieval",
     "tuning",
     "worked",

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     )
     from rarvision.pipeline import RecognitionFailure, Recognizer
     from rarvision.ranking import BaseRanker, OptionPrior, Ranker
+    from rarvision.regions import CropRule, crops, iter_crops
     from rarvision.retrieval import Retriever, leave_one_out
     from rarvision.tuning import (
         BaselineReport,
@@ -92,6 +93,7 @@ __all__ = [
     "Chat",
     "ChatRequest",
     "Completion",
+    "CropRule",
     "Dataset",
     "Encoder",
     "Entry",
@@ -132,6 +134,7 @@ __all__ = [
     "build_tuning_data",
     "check_leakage",
     "convert_manifest",
+    "crops",
     "evaluate",
     "export_faiss",
     "export_parquet",
@@ -140,6 +143,7 @@ __all__ = [
     "image_set",
     "import_faiss",
     "import_parquet",
+    "iter_crops",
     "iter_image_paths",
     "leave_one_out",
     "load_image",
@@ -202,6 +206,9 @@ _HOME = {
     "OptionPrior": "ranking",
     "Ranker": "ranking",
     "RankerFit": "calibration",
+    "CropRule": "regions",
+    "crops": "regions",
+    "iter_crops": "regions",
     "Retriever": "retrieval",
     "leave_one_out": "retrieval",
     "BaselineReport": "tuning",
