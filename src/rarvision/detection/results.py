@@ -217,7 +217,7 @@ class Proposals(Mapping[int, ImageProposals]):
             _, first = np.unique(keys, axis=0, return_index=True)  # the first has the highest objectness
             order = order[np.sort(first)]
         ids, starts = np.unique(image_ids[order], return_index=True)
-        ends = [*starts[1:].tolist(), len(order)]
+        ends = np.append(starts, len(order))[1:].tolist()
         self._boxes, self._objectness = to_xyxy(boxes_xywh[order]), np.asarray(objectness, dtype=np.float64)[order]
         self._spans = {
             int(id_): slice(int(start), end if per_image is None else min(end, int(start) + per_image))

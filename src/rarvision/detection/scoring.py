@@ -58,7 +58,7 @@ def class_probabilities(
 
 
 def ranked_scores(
-    probabilities: Float[np.ndarray, "n c"], ranked: Int[np.ndarray, "n k"]
+    probabilities: Float[np.ndarray, "n c"], ranked: Int[np.ndarray, "rows k"]
 ) -> Float64[np.ndarray, "n c"]:
     """Put the ranker's order into retrieval's probabilities.
 
@@ -84,7 +84,9 @@ def ranked_scores(
     return scores
 
 
-def top_scores(probabilities: Float[np.ndarray, "n c"], ranked: Int[np.ndarray, "n k"]) -> Float64[np.ndarray, "n c"]:
+def top_scores(
+    probabilities: Float[np.ndarray, "n c"], ranked: Int[np.ndarray, "rows k"]
+) -> Float64[np.ndarray, "n c"]:
     """One category a box: the first of the ranking with the highest probability among the ranked; all others 0.
 
     A box that was not ranked keeps its most probable category. Arguments are those of `ranked_scores`.
@@ -105,7 +107,7 @@ def top_scores(probabilities: Float[np.ndarray, "n c"], ranked: Int[np.ndarray, 
 
 
 def _ranked(
-    scores: Float64[np.ndarray, "n c"], ranked: Int[np.ndarray, "n k"]
+    scores: Float64[np.ndarray, "n c"], ranked: Int[np.ndarray, "rows k"]
 ) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
     """Rows and places of what was ranked."""
     if len(ranked) != len(scores):
