@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,14 +23,6 @@ from typing import Any
 import numpy as np
 
 from rarvision.detection import evaluate_detections, read_annotations, read_detections
-
-PEAK = (
-    "import resource, sys; from rarvision.detection import read_annotations\n"
-    "import msgspec\n"
-    "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    "read_annotations(sys.argv[1])\n"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-)
 
 
 def write_files(folder: Path, *, images: int, categories: int, detections: int, seed: int) -> tuple[Path, Path]:
@@ -119,8 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         theirs, expected = timed(lambda: official(truth, results))
         reading, annotations = timed(lambda: read_annotations(truth))
         plain, _ = timed(lambda: json.loads(truth.read_bytes()))
-        command = [sys.executable, "-c", PEAK, str(truth)]
-        peak = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own words
         figures = {
             "images": options.images,
             "categories": options.categories,
@@ -134,7 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "file, MB": round(truth.stat().st_size / 1e6, 1),
             "reading, s": round(reading, 2),
             "json module, s": round(plain, 2),
-            "reading, MB at the peak": round(int(peak.stdout) / 1024, 1),
         }
     for name, value in figures.items():
         print(f"{name:>24}  {value}")

@@ -23,7 +23,10 @@ from rarvision.detection import (
 )
 from rarvision.errors import DatasetError, MissingExtraError, OptionError
 
-need("faster_coco_eval", "msgspec", "pycocotools", "lvis", group="detection")
+
+@pytest.fixture(autouse=True, scope="module")
+def _extra():
+    need("faster_coco_eval", "msgspec", "pycocotools", "lvis", group="detection")
 
 
 def assert_agrees(report, official, annotations):

@@ -29,7 +29,11 @@ from rarvision.detection import (
 from rarvision.errors import DatasetError, MissingExtraError, OptionError
 from rarvision.testing import check_dataset
 
-need("msgspec", group="detection")
+
+@pytest.fixture(autouse=True, scope="module")
+def _extra():
+    need("msgspec", group="detection")
+
 
 TRUTH = {
     "images": [

