@@ -22,6 +22,7 @@ from jaxtyping import install_import_hook
 _CHECKED = (
     "audit",
     "chat",
+    "detection",
     "encoders",
     "evaluate",
     "index",

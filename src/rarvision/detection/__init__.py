@@ -1,0 +1,56 @@
+"""Recognising regions: annotations of LVIS, V3Det and COCO, detections, and their average precision.
+
+Reading and evaluating need the extra ``detection``.
+"""
+
+from rarvision.detection.annotations import AnnotatedImage, Annotations, read_annotations, read_vocabulary
+from rarvision.detection.boxes import box_iou, nms_per_category, to_xywh, to_xyxy, top_pairs
+from rarvision.detection.evaluation import DetectionReport, evaluate_detections
+from rarvision.detection.regions import RegionDataset
+from rarvision.detection.results import (
+    Detections,
+    ImageProposals,
+    Proposals,
+    read_detections,
+    read_proposals,
+    write_detections,
+)
+from rarvision.detection.scoring import (
+    EVALUATOR_PRESETS,
+    EvaluatorPreset,
+    class_probabilities,
+    evaluator_preset,
+    ranked_scores,
+    top_scores,
+)
+from rarvision.detection.vocabulary import Category, Vocabulary, clean_names
+
+__all__ = [
+    "EVALUATOR_PRESETS",
+    "AnnotatedImage",
+    "Annotations",
+    "Category",
+    "DetectionReport",
+    "Detections",
+    "EvaluatorPreset",
+    "ImageProposals",
+    "Proposals",
+    "RegionDataset",
+    "Vocabulary",
+    "box_iou",
+    "class_probabilities",
+    "clean_names",
+    "evaluate_detections",
+    "evaluator_preset",
+    "nms_per_category",
+    "ranked_scores",
+    "read_annotations",
+    "read_detections",
+    "read_proposals",
+    "read_vocabulary",
+    "to_xywh",
+    "to_xyxy",
+    "top_pairs",
+    "top_scores",
+    "write_detections",
+]
