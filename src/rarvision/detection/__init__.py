@@ -4,7 +4,6 @@ Reading and evaluating need the extra ``detection``.
 """
 
 from rarvision.detection.annotations import AnnotatedImage, Annotations, read_annotations, read_vocabulary
-from rarvision.detection.boxes import box_iou, nms_per_category, to_xywh, to_xyxy, top_pairs
 from rarvision.detection.evaluation import DetectionReport, evaluate_detections
 from rarvision.detection.regions import RegionDataset
 from rarvision.detection.results import (
@@ -23,6 +22,7 @@ from rarvision.detection.scoring import (
     ranked_scores,
     top_scores,
 )
+from rarvision.detection.selecting import nms_per_category, top_pairs
 from rarvision.detection.vocabulary import Category, Vocabulary, clean_names
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "Proposals",
     "RegionDataset",
     "Vocabulary",
-    "box_iou",
     "class_probabilities",
     "clean_names",
     "evaluate_detections",
@@ -48,8 +47,6 @@ __all__ = [
     "read_detections",
     "read_proposals",
     "read_vocabulary",
-    "to_xywh",
-    "to_xyxy",
     "top_pairs",
     "top_scores",
     "write_detections",

@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from rarvision.detection.boxes import check_boxes_xywh, to_xyxy
 from rarvision.detection.files import LIMIT_BYTES, read_json
 from rarvision.detection.vocabulary import Category, Frequency, Vocabulary
 from rarvision.errors import DatasetError
+from rarvision.regions import check_boxes_xywh, to_xyxy
 
 __all__ = ["AnnotatedImage", "Annotations", "read_annotations", "read_vocabulary"]
 
@@ -178,7 +178,7 @@ class Annotations(Sequence[AnnotatedImage]):
             path=self.path(index),
             width=image.width,
             height=image.height,
-            boxes_xyxy=to_xyxy(self.boxes_xywh[boxes]),
+            boxes_xyxy=to_xyxy(self.boxes_xywh[boxes], notation="xywh", allow_empty=True),
             category_ids=self.category_ids[boxes],
             categories=tuple(self.vocabulary.names[column] for column in columns),
             frequencies=tuple(self.vocabulary[column].frequency for column in columns.tolist()),

@@ -11,9 +11,9 @@ from PIL.Image import Image
 
 from rarvision.datasets import Dataset, Item
 from rarvision.detection.annotations import Annotations
-from rarvision.detection.boxes import to_xyxy
 from rarvision.detection.results import Proposals
 from rarvision.errors import DatasetError
+from rarvision.regions import to_xyxy
 from rarvision.types import Box, box_suffix
 
 __all__ = ["RegionDataset"]
@@ -39,7 +39,8 @@ class RegionDataset(Dataset):
         self.annotations = annotations
         self._name = annotations.name if proposals is None else f"{annotations.name} (proposals)"
         if proposals is None:
-            self._images, boxes = annotations.box_images, to_xyxy(annotations.boxes_xywh)
+            self._images = annotations.box_images
+            boxes = to_xyxy(annotations.boxes_xywh, notation="xywh", allow_empty=True)
             self._rows, dropped = np.arange(len(boxes)), annotations.crowd
             self._objectness = None
             self._columns = annotations.vocabulary.columns(annotations.category_ids)

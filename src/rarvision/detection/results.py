@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int, Int64
 
 from rarvision.detection.annotations import Annotations
-from rarvision.detection.boxes import check_boxes_xywh, to_xyxy
 from rarvision.detection.files import LIMIT_BYTES, read_json
 from rarvision.detection.vocabulary import Vocabulary
 from rarvision.errors import DatasetError, InputError, OptionError
+from rarvision.regions import check_boxes_xywh, to_xyxy
 
 __all__ = [
     "Detections",
@@ -68,7 +68,7 @@ class Detections:
     @property
     def boxes_xyxy(self) -> Float[np.ndarray, "n 4"]:
         """Pixels: left, upper, right, lower."""
-        return to_xyxy(self.boxes_xywh)
+        return to_xyxy(self.boxes_xywh, notation="xywh", allow_empty=True)
 
     @classmethod
     def concatenate(cls, parts: Iterable[Detections]) -> Detections:
@@ -218,7 +218,8 @@ class Proposals(Mapping[int, ImageProposals]):
             order = order[np.sort(first)]
         ids, starts = np.unique(image_ids[order], return_index=True)
         ends = np.append(starts, len(order))[1:].tolist()
-        self._boxes, self._objectness = to_xyxy(boxes_xywh[order]), np.asarray(objectness, dtype=np.float64)[order]
+        self._boxes = to_xyxy(boxes_xywh[order], notation="xywh", allow_empty=True)
+        self._objectness = np.asarray(objectness, dtype=np.float64)[order]
         self._spans = {
             int(id_): slice(int(start), end if per_image is None else min(end, int(start) + per_image))
             for id_, start, end in zip(ids, starts, ends, strict=True)

@@ -9,10 +9,11 @@ from typing import Literal, final
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
-from rarvision.detection.boxes import nms_per_category, to_xywh, top_pairs
 from rarvision.detection.results import Detections
+from rarvision.detection.selecting import nms_per_category, top_pairs
 from rarvision.detection.vocabulary import Vocabulary
 from rarvision.errors import InputError, OptionError
+from rarvision.regions import to_xywh
 
 __all__ = [
     "EVALUATOR_PRESETS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rarvision.regions.boxes import BoxNotation, clipped_box, to_xyxy
+from rarvision.regions.boxes import BoxNotation, box_iou, check_boxes_xywh, clipped_box, to_xywh, to_xyxy
 from rarvision.regions.cropping import Crop, crops
 from rarvision.regions.masks import Mask, PolygonMask, RunLengthMask, read_mask
 from rarvision.regions.rules import SIZE_LIMITS, AdaptiveScale, Blur, Colour, CropRule, Outline, Padding
@@ -25,10 +25,13 @@ __all__ = [
     "RunLengthMask",
     "ScaleFit",
     "accuracy_by_size",
+    "box_iou",
+    "check_boxes_xywh",
     "clipped_box",
     "crops",
     "fit_adaptive_scale",
     "iter_crops",
     "read_mask",
+    "to_xywh",
     "to_xyxy",
 ]
