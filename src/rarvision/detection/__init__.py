@@ -23,6 +23,14 @@ from rarvision.detection.scoring import (
     top_scores,
 )
 from rarvision.detection.selecting import nms_per_category, top_pairs
+from rarvision.detection.texts import (
+    CategoryText,
+    VocabularyReport,
+    VocabularyTexts,
+    add_vocabulary,
+    category_ids,
+    vocabulary_texts,
+)
 from rarvision.detection.vocabulary import Category, Vocabulary, clean_names
 
 __all__ = [
@@ -30,6 +38,7 @@ __all__ = [
     "AnnotatedImage",
     "Annotations",
     "Category",
+    "CategoryText",
     "DetectionReport",
     "Detections",
     "EvaluatorPreset",
@@ -37,6 +46,10 @@ __all__ = [
     "Proposals",
     "RegionDataset",
     "Vocabulary",
+    "VocabularyReport",
+    "VocabularyTexts",
+    "add_vocabulary",
+    "category_ids",
     "class_probabilities",
     "clean_names",
     "evaluate_detections",
@@ -49,5 +62,6 @@ __all__ = [
     "read_vocabulary",
     "top_pairs",
     "top_scores",
+    "vocabulary_texts",
     "write_detections",
 ]

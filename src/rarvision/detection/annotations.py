@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import final, overload
+from typing import NotRequired, TypedDict, final, overload
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -79,11 +79,17 @@ class _AnnotationRow:
     iscrowd: int = 0
 
 
-@dataclass(slots=True)
-class _CategoryRow:
-    id: int
-    name: str
-    frequency: str | None = None
+# A field is called def, which no class can have.
+_CategoryRow = TypedDict(
+    "_CategoryRow",
+    {
+        "id": int,
+        "name": str,
+        "frequency": NotRequired[str | None],
+        "synonyms": NotRequired[list[str] | None],
+        "def": NotRequired[str | None],
+    },
+)
 
 
 @dataclass(slots=True)
@@ -278,6 +284,8 @@ def read_annotations(
 def read_vocabulary(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Vocabulary:
     """Read the categories of an annotation file, of a list of categories, or of a text file.
 
+    Synonyms and definitions are read where the file has them, as LVIS' files do (``synonyms``, ``def``).
+
     Args:
         path: A ``.json`` file that holds ``categories``, or is the list itself, as ``lvis_v1_train_cat_info.json``; or
             a ``.txt`` file with a name a line, as V3Det's, whose ids count from 1.
@@ -293,7 +301,7 @@ def read_vocabulary(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Voca
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{path}: cannot be read as text: {error}") from error
-        return _vocabulary([_CategoryRow(i, line) for i, line in enumerate(lines, start=1)], path.name)
+        return _vocabulary([{"id": i, "name": line} for i, line in enumerate(lines, start=1)], path.name)
     kind = _CategoriesOnly | list[_CategoryRow]
     read: _CategoriesOnly | list[_CategoryRow] = read_json(
         path,
@@ -306,7 +314,16 @@ def read_vocabulary(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Voca
 
 def _vocabulary(rows: list[_CategoryRow], name: str) -> Vocabulary:
     try:
-        categories = [Category(id=row.id, name=row.name, frequency=row.frequency) for row in rows]  # type: ignore[arg-type]  # checked at birth
+        categories = [
+            Category(
+                id=row["id"],
+                name=row["name"],
+                frequency=row.get("frequency"),  # type: ignore[arg-type]  # checked at birth
+                synonyms=tuple(row.get("synonyms") or ()),
+                definition=row.get("def"),
+            )
+            for row in rows
+        ]
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from None
     return Vocabulary(categories, name=name)

@@ -30,11 +30,15 @@ class Category:
         id: Its number in annotations and results.
         name: Its name there, such as ``bow_(weapon)``.
         frequency: Its group in LVIS; None elsewhere.
+        synonyms: Other names as the file has them, perhaps with the name itself among them, as in LVIS.
+        definition: What it is, in words; None where the file does not say.
     """
 
     id: int
     name: str
     frequency: Frequency | None = None
+    synonyms: tuple[str, ...] = ()
+    definition: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from rarvision.encoders import Encoder, Prepared
+from rarvision.encoders import Encoder, Prepared, short_templates
 from rarvision.errors import ImageError, InputError, OptionError
 from rarvision.images import Picture, load_image, thumbnail
 from rarvision.memory.records import AddReport, NewEntry
@@ -266,10 +266,10 @@ def unit_vectors(vectors: Float[np.ndarray, "n dim"], count: int, dim: int) -> F
     return units
 
 
-def new_text(name: str, text: str, templates: tuple[str, ...]) -> NewEntry:
+def new_text(name: str, text: str, templates: tuple[str, ...], metadata: Mapping[str, Any]) -> NewEntry:
     """A text entry; raises `InputError` where name or text is blank."""
     check_category(name)
     check_category(text)
     content = hashlib.sha256(json.dumps([text, *templates]).encode()).digest()
-    metadata = {} if templates == ("{}",) else {"templates": list(templates)}
-    return NewEntry(category=name, modality="text", source=text, content=content, metadata=metadata)
+    told = {} if templates == ("{}",) else {"templates": short_templates(templates)}
+    return NewEntry(category=name, modality="text", source=text, content=content, metadata={**metadata, **told})
