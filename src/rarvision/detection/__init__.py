@@ -5,6 +5,14 @@ Reading and evaluating need the extra ``detection``.
 
 from rarvision.detection.annotations import AnnotatedImage, Annotations, read_annotations, read_vocabulary
 from rarvision.detection.evaluation import DetectionReport, evaluate_detections
+from rarvision.detection.proposing import (
+    Detector,
+    FoundBoxes,
+    ProposalReport,
+    detect_proposals,
+    iter_proposals,
+    one_by_one,
+)
 from rarvision.detection.regions import RegionDataset
 from rarvision.detection.results import (
     Detections,
@@ -41,8 +49,11 @@ __all__ = [
     "CategoryText",
     "DetectionReport",
     "Detections",
+    "Detector",
     "EvaluatorPreset",
+    "FoundBoxes",
     "ImageProposals",
+    "ProposalReport",
     "Proposals",
     "RegionDataset",
     "Vocabulary",
@@ -52,9 +63,12 @@ __all__ = [
     "category_ids",
     "class_probabilities",
     "clean_names",
+    "detect_proposals",
     "evaluate_detections",
     "evaluator_preset",
+    "iter_proposals",
     "nms_per_category",
+    "one_by_one",
     "ranked_scores",
     "read_annotations",
     "read_detections",
