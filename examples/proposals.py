@@ -5,12 +5,15 @@
 The model is a hub name or a folder of this machine. OWLv2 says of each box how likely it is an object (its processor
 needs scipy); of other detectors (YOLOS, DETR, RT-DETR and relatives), which know a fixed list of categories, the
 probability of the likeliest category is taken. Neither torchvision nor timm is needed, unless the model's configuration
-names a backbone of timm.
+names a backbone of timm. Without arguments it shows with random weights and a few drawings that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +21,17 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from PIL.Image import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, Owlv2ForObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    Owlv2ForObjectDetection,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessorPil,
+)
 
+import rarvision as rv
 from rarvision.detection import FoundBoxes, detect_proposals, read_annotations
 
 
@@ -88,5 +100,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
+def show(folder: Path) -> None:
+    """A tiny YOLOS that has learnt nothing, three drawings."""
+    size = {"num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = YolosConfig(**size, image_size=[64, 64], patch_size=16, num_detection_tokens=8)
+    YolosForObjectDetection(config).save_pretrained(folder / "model")
+    YolosImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder / "model")
+    listed = []
+    for number, sample in enumerate(rv.FieldGuide("birds", categories=3).queries(3)):
+        sample.image.save(folder / f"{number}.png")
+        listed.append({"id": number, "file_name": f"{number}.png"})
+    truth = {"images": listed, "categories": [{"id": 1, "name": "bird"}], "annotations": []}
+    (folder / "truth.json").write_text(json.dumps(truth))
+    main([str(folder / path) for path in ("model", "truth.json", "", "proposals.json")])
+    print("The weights are random, so these boxes mean nothing.")
+
+
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        main()
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            show(Path(scratch))
