@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rarvision.detection.vocabulary import Vocabulary, clean_names
+from rarvision.detection.vocabulary import Vocabulary, clean_names, said
 from rarvision.encoders import Encoder
 from rarvision.errors import DatasetError, OptionError
 from rarvision.memory import AddReport, Memory
@@ -114,14 +114,14 @@ def vocabulary_texts(vocabulary: Vocabulary, *, synonyms: bool = False, definiti
         raise OptionError(f"{vocabulary.name}: no category has synonyms; leave them out, or take a file that has them")
     if definitions and not any(category.definition for category in vocabulary):
         raise OptionError(f"{vocabulary.name}: no category has a definition; leave them out, or take a file with some")
-    said = clean_names([category.name for category in vocabulary])  # without the ids that tell equal names apart
-    others, shared = _own_synonyms(vocabulary, said) if synonyms else ([()] * len(said), ())
+    spoken = clean_names([category.name for category in vocabulary])  # without the ids that tell equal names apart
+    others, shared = _own_synonyms(vocabulary, spoken) if synonyms else ([()] * len(spoken), ())
     texts: list[CategoryText] = []
     undefined: list[str] = []
     lowered: defaultdict[str, list[str]] = defaultdict(list)
     for name in vocabulary.names:
         lowered[name.lower()].append(name)
-    for category, name, text, more in zip(vocabulary, vocabulary.names, said, others, strict=True):
+    for category, name, text, more in zip(vocabulary, vocabulary.names, spoken, others, strict=True):
         found = [("name", text), *(("synonym", synonym) for synonym in more)]
         if definitions and category.definition and category.definition.strip():
             found.append(("definition", f"{text}, {category.definition.strip()}"))
@@ -133,7 +133,7 @@ def vocabulary_texts(vocabulary: Vocabulary, *, synonyms: bool = False, definiti
         disambiguated=tuple(
             (category.name, name)
             for category, name in zip(vocabulary, vocabulary.names, strict=True)
-            if name != clean_names([category.name])[0]
+            if name != said(category.name)
         ),
         same_but_for_case=tuple(tuple(group) for group in lowered.values() if len(group) > 1),
         shared_synonyms=shared,
@@ -141,15 +141,15 @@ def vocabulary_texts(vocabulary: Vocabulary, *, synonyms: bool = False, definiti
     )
 
 
-def _own_synonyms(vocabulary: Vocabulary, said: Sequence[str]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+def _own_synonyms(vocabulary: Vocabulary, spoken: Sequence[str]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
     """Each category's synonyms that mean no other one, and those that do."""
     cleaned = [tuple(dict.fromkeys(clean_names(category.synonyms))) for category in vocabulary]
     owners: defaultdict[str, set[int]] = defaultdict(set)
-    for place, (name, more) in enumerate(zip(said, cleaned, strict=True)):
+    for place, (name, more) in enumerate(zip(spoken, cleaned, strict=True)):
         for text in (name, *more):
             owners[text.lower()].add(place)
     shared = dict.fromkeys(text for more in cleaned for text in more if len(owners[text.lower()]) > 1)
-    names = [name.lower() for name in said]
+    names = [name.lower() for name in spoken]
     own = [
         tuple(text for text in more if text not in shared and text.lower() != name)
         for more, name in zip(cleaned, names, strict=True)

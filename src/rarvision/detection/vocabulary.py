@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from rarvision.errors import DatasetError, OptionError
 
-__all__ = ["Category", "Frequency", "Vocabulary", "clean_names"]
+__all__ = ["Category", "Frequency", "Vocabulary", "clean_names", "said"]
 
 Frequency = Literal["r", "c", "f"]
 """LVIS' groups by training images: rare (1 to 10), common (11 to 100), frequent (more)."""
@@ -179,7 +179,7 @@ def clean_names(names: Sequence[str]) -> list[str]:
         ['pin non jewelry', 'air conditioner', 'a (b)', 'a b']
     """
     ways = [
-        [_spaced(re.sub(r"[()]", " ", name.replace("_", " "))) or name for name in names],
+        [said(name) for name in names],
         [_spaced(name.replace("_", " ")) or name for name in names],
         list(names),
     ]
@@ -194,6 +194,11 @@ def clean_names(names: Sequence[str]) -> list[str]:
             return now
         for i in clashing:
             chosen[i] += 1
+
+
+def said(name: str) -> str:
+    """One name as one would say it, whatever the others are: what `clean_names` begins with."""
+    return _spaced(re.sub(r"[()]", " ", name.replace("_", " "))) or name
 
 
 def _spaced(text: str) -> str:

@@ -29,7 +29,7 @@ from rarvision.errors import (
     MemoryEmptyError,
     OptionError,
 )
-from rarvision.memory.adding import Adding, Decode, batches, check_category, hash_sample, new_text, unit_vectors
+from rarvision.memory.adding import Adding, Decode, batches, check_category, hash_sample, new_texts, unit_vectors
 from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where, closest_of
 from rarvision.memory.summaries import content_digest, mean_directions, vector_bytes
 from rarvision.memory.transfer import transfer
@@ -338,7 +338,7 @@ class Memory(abc.ABC):
         told: list[Mapping[str, Any]] = [{}] * len(named) if metadata is None else list(metadata)
         if len(told) != len(named):
             raise OptionError(f"expected metadata of each name: got {len(named)} names and {len(told)} metadata")
-        new = [new_text(*each[:2], filled, each[2]) for each in zip(named, described, told, strict=True)]
+        new = list(new_texts(zip(named, described, told, strict=True), filled))
         adding = Adding(on_error=None, progress=progress)
         at_once = max(1, _TEXT_PASSES * size // len(filled))
         with self._writing(), TextCache(active, cache) as kept:
