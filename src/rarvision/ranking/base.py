@@ -42,6 +42,11 @@ class BaseRanker(abc.ABC):
         """What it wants to be given of each candidate beside its name; nothing unless an author says so."""
         return Showing()
 
+    @property
+    def parallel_calls(self) -> int:
+        """Calls of `rank_batch` that may be under way at a time, in several threads; 1 where they must not overlap."""
+        return 1
+
     def _rank_shown(
         self, images: Sequence[Image], names: Sequence[tuple[str, ...]], shown: Sequence[Mapping[str, Shown]]
     ) -> list[Ranking]:
