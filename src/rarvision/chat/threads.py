@@ -98,22 +98,24 @@ def _fulfil(future: Future[_Out], work: Callable[[], _Out]) -> None:
 
 
 class _Crew:
-    """At most so many threads, which work off what they are given in order; they end when there is nothing left."""
+    """At most so many threads, which work off what they are given in order, until they are called off."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._at_work = 0
-        self._lock = threading.Lock()
+        self._at_work = self._idle = 0
+        self._changed = threading.Condition()
         self._left: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._errand = Errand.here()
 
     def submit(self, work: Callable[[], _Out]) -> Future[_Out]:
         """Have it done."""
         future: Future[_Out] = Future()
-        with self._lock:
+        with self._changed:
             self._left.append((future, work))
-            start = self._at_work < self._threads
+            start = len(self._left) > self._idle and self._at_work < self._threads
             self._at_work += start
+            if not start:
+                self._changed.notify()
         if start:
             threading.Thread(target=self._work, name="rarvision-ask", daemon=True).start()
         return future
@@ -121,13 +123,17 @@ class _Crew:
     def call_off(self) -> None:
         """Begin nothing more, and let what is under way stop waiting."""
         self._errand.call_off()
+        with self._changed:
+            self._changed.notify_all()
 
     def _work(self) -> None:
         _current.set(self._errand)
         while True:
-            with self._lock:
+            with self._changed:
+                self._idle += 1
+                self._changed.wait_for(lambda: self._left or self._errand.over)
+                self._idle -= 1
                 if not self._left:
-                    self._at_work -= 1
                     return
                 future, work = self._left.popleft()
             if self._errand.over:
