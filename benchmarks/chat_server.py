@@ -46,37 +46,43 @@ class Answers:
         return _response(found)
 
 
-class Connection(asyncio.Protocol):
-    """One client: a request at a time."""
+class Connection(asyncio.BufferedProtocol):
+    """One client: a request at a time, which is received into one buffer."""
 
     def __init__(self, answers: Answers) -> None:
         self.answers = answers
-        self.buffer = bytearray()
-        self.body_at = self.end = 0
+        self.buffer = bytearray(2**16)
+        self.filled = self.body_at = self.end = 0
 
     def connection_made(self, transport: Any) -> None:
         """Remember where answers go."""
         self.transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        """Wait for the whole request."""
-        self.buffer += data
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where what comes next goes."""
+        del sizehint
+        return memoryview(self.buffer)[self.filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Wait for the whole request; make room for it when its length is known."""
+        self.filled += nbytes
         if not self.end:
-            head_end = self.buffer.find(b"\r\n\r\n")
+            head_end = self.buffer.find(b"\r\n\r\n", 0, self.filled)
             if head_end < 0:
                 return
-            head = bytes(self.buffer[:head_end]).lower()
-            _, found, rest = head.partition(b"\r\ncontent-length:")
+            _, found, rest = bytes(self.buffer[:head_end]).lower().partition(b"\r\ncontent-length:")
             self.body_at = head_end + 4
             self.end = self.body_at + (int(rest.split(b"\r\n", 1)[0]) if found else 0)
-        if len(self.buffer) >= self.end:
+            if self.end >= len(self.buffer):
+                self.buffer = self.buffer[: self.filled] + bytes(self.end)
+        if self.filled >= self.end:
             self.answer()
 
     def answer(self) -> None:
         """Parse the request, and answer when it is time."""
-        path = self.buffer.split(b" ", 2)[1]
-        body = bytes(memoryview(self.buffer)[self.body_at : self.end])
-        self.buffer, self.end = bytearray(), 0
+        path = bytes(self.buffer[:200]).split(b" ", 2)[1]
+        body = str(memoryview(self.buffer)[self.body_at : self.end], "utf-8")
+        self.filled = self.end = 0
         if path == b"/stats":
             self.transport.write(self.answers.stats())
         elif path.endswith(b"/models"):

@@ -315,7 +315,7 @@ def test_all_callers_together_keep_to_the_concurrency():
 
 
 def test_places_are_free_at_once_after_a_failure():
-    with FakeServer("fine", faults=["html", *["slow"] * 3], slow_s=60) as server:
+    with FakeServer("fine", faults=[*["slow"] * 3, "html"], slow_s=60) as server:
         chat = one(server, concurrency=4, retries=0)
         start = time.monotonic()
         with pytest.raises(ChatProtocolError):
