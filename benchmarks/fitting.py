@@ -38,6 +38,8 @@ from rarvision.types import Prediction, Ranking, Sample
 
 COLUMNS = ("retrieval", "ranker", "default mix", "fitted mix", "gated")
 FOREIGN = 1 / 3  # foreign queries, beside the known ones
+TARGETS = (0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+"""Shares of the ranker's gain that the gate is asked to keep: points of its curve."""
 
 
 class RandomRanker(BaseRanker):
@@ -122,6 +124,13 @@ def judged(
     readings: dict[str, list[Prediction]] = {"retrieval": [again(judges["fitted mix"], p, alone=True) for p in known]}
     for name, judge in judges.items():
         readings[name] = [again(judge, p, gated=name == "gated") for p in known]
+    curve = []
+    for target in TARGETS if fit.gate is not None else ():
+        judge = Judge(memory, settings, **{**common, "fit": fit, "gate": target})
+        read = [again(judge, p, gated=True) for p in known]
+        calls = np.mean([p.ranking is not None and p.ranking.status != "skipped" for p in read])
+        right = np.mean([p.label == t for p, t in zip(read, labels, strict=True)])
+        curve.append({"target": target, "calls": float(calls), "accuracy": 100 * float(right)})
     accuracy = {n: 100 * np.mean([p.label == t for p, t in zip(r, labels, strict=True)]) for n, r in readings.items()}
     asked = [p.ranking is not None and p.ranking.status != "skipped" for p in readings.get("gated", [])]
     found: dict[str, Any] = {
@@ -129,6 +138,7 @@ def judged(
         "weight": fit.mixed.ranker_weight,
         "call_rate": float(np.mean(asked)) if asked else None,
         "gate_reason": fit.gate_reason,
+        "curve": curve,
         "recall": 100 * float(np.mean([t in p.retrieved for p, t in zip(known, labels, strict=True)])),
     }
     for name in ("default mix", "fitted mix", "retrieval"):
@@ -189,6 +199,19 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def curve_table(results: Sequence[dict[str, Any]]) -> str:
+    """What the gate keeps of the gain, and of the calls, by what it was asked to keep; pooled over all settings."""
+    lines = ["| asked to keep | gain kept % | calls % |", "|---:|---:|---:|"]
+    gated = [r for r in results if r.get("curve")]
+    for at, target in enumerate(TARGETS if gated else ()):
+        before = np.mean([r["accuracy"]["retrieval"] for r in gated])
+        gain = np.mean([r["accuracy"]["fitted mix"] for r in gated]) - before
+        kept = (np.mean([r["curve"][at]["accuracy"] for r in gated]) - before) / gain
+        calls = np.mean([r["curve"][at]["calls"] for r in gated])
+        lines.append(f"| {target:.1%} | {100 * kept:.1f} | {100 * calls:.1f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,6 +249,8 @@ def main() -> None:
                     if options.json:
                         options.json.write_text(json.dumps(results, indent=1))
     print("\n" + table(results))
+    for strategy in options.strategies:
+        print(f"\nThe gate, {strategy}:\n\n" + curve_table([r for r in results if r["strategy"] == strategy]))
 
 
 if __name__ == "__main__":

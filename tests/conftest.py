@@ -32,6 +32,7 @@ _CHECKED = (
     "ranking",
     "retrieval",
     "tuning",
+    "worked",
 )
 install_import_hook([f"rarvision.{name}" for name in _CHECKED], "shape_checks.checked")
 

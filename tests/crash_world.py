@@ -60,10 +60,10 @@ def applies(held, kind, what):
 
 def prepare():
     """Small steps, so that sealing, joining and indexing happen all the time."""
-    from rarvision.memory import local, writing
+    from rarvision.memory import local_settings, writing
 
     writing._SEAL, writing._MERGE = 16, 3
-    local._INDEX_FROM = 40
+    local_settings._INDEX_FROM = 40
 
 
 def apply(memory, number):

@@ -43,9 +43,24 @@ def test_prior_by_hand():
     assert odds == pytest.approx([math.e / (1 + math.e), 1 / (1 + math.e)])
 
 
-def test_order_is_geometric():
-    probabilities = np.exp(order_log_scores([2, 0, 1], math.log(2)))
-    assert probabilities == pytest.approx([2 / 7, 1 / 7, 4 / 7])
+def test_the_first_place_of_an_order_counts_most():
+    odds = np.exp(order_log_scores([2, 0, 1, 3], math.log(2)))
+    assert odds / odds[2] == pytest.approx([2**-1, 2**-1.05, 1, 2**-1.1])
+    assert odds.sum() == pytest.approx(1)
+
+
+def test_a_list_that_is_often_right_and_else_tells_nothing_is_trusted():
+    """By its likelihood: right in 84 of 100, and where not, the true name is anywhere behind."""
+    prior = np.log([0.35, 0.25, 0.2, 0.1, 0.1])
+
+    def log_loss(weight):
+        ranker = weight * order_log_scores([1, 0, 2, 3, 4], 3.0)
+        log_probs = prior + ranker - np.log(np.exp(prior + ranker).sum())
+        return -(0.84 * log_probs[1] + 0.16 * log_probs[[0, 2, 3, 4]].mean())
+
+    best = min(np.linspace(0, 2, 201), key=log_loss)
+    assert np.argmax(prior + best * order_log_scores([1, 0, 2, 3, 4], 3.0)) == 1
+    assert best > 0.5
 
 
 def test_ranker_scores_take_temperature_and_unreported_ones_a_floor():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from rarvision.errors import DatasetError, ImageError, InputError, LeakageError,
 from rarvision.images import Picture, load_picture
 from rarvision.memory import LocalMemory
 from rarvision.testing import FakeEncoder
-from rarvision.tuning import build_tuning_data, check_leakage, image_set, normalised_name
+from rarvision.tuning import build_tuning_data, check_leakage, image_set, normalised_name, read_manifest
 from rarvision.tuning.looks import COLOUR_TOLERANCE, THRESHOLD, look_alikes, look_of
+from rarvision.tuning.training import _check_apart
 
 # How images look -----------------------------------------------------------------------------------------------------
 
@@ -344,3 +346,19 @@ def test_making_examples_refuses_what_leaks(run, sets, tmp_path, scenes):
     assert "categories are in the tuning set, such as 'grey owl'" in refused
     run(*command, "--test", tmp_path / "other", "--shared-categories")
     assert run("tune", "check", "--tuning", tmp_path / "t.jsonl", "--test", tmp_path / "other", code=1).stdout
+
+
+def test_training_refuses_copies_of_what_it_is_to_be_measured_on(tmp_path):
+    """Under another path as well; what is only as large is another image."""
+    guide = FieldGuide("birds", split="train", categories=10, images_per_category=4)
+    build_tuning_data(guide, tmp_path / "one" / "tuning.jsonl", encoder=FakeEncoder())
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    examples, copies = (read_manifest(tmp_path / name / "tuning.jsonl") for name in ("one", "two"))
+    images = {example.image for example in copies}
+    with pytest.raises(InputError, match=f"{len(images)} held-out images are trained on as well"):
+        _check_apart(examples, copies)
+    for image in images:
+        content = bytearray(image.read_bytes())
+        content[-1] ^= 1
+        image.write_bytes(content)
+    _check_apart(examples, copies)

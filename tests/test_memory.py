@@ -73,7 +73,7 @@ def test_contract(tmp_path, options, tiny_steps, monkeypatch):
     if tiny_steps:
         monkeypatch.setattr("rarvision.memory.writing._SEAL", 4)
         monkeypatch.setattr("rarvision.memory.writing._MERGE", 2)
-        monkeypatch.setattr("rarvision.memory.local._INDEX_FROM", 8)
+        monkeypatch.setattr("rarvision.memory.local_settings._INDEX_FROM", 8)
         FakeEncoder.batch_size = property(lambda _: 3)
     made = []
 

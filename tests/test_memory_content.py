@@ -56,7 +56,7 @@ def test_a_copy_has_the_same_and_other_vectors_or_categories_another(imported, t
 
 def test_without_checksums_the_vectors_are_read(imported, monkeypatch):
     memory = imported(unit(0))
-    monkeypatch.setattr("rarvision.memory.base._VECTORS_AT_ONCE", 2)
+    monkeypatch.setattr("rarvision.memory.summaries._VECTORS_AT_ONCE", 2)
     assert b"".join(Memory._content(memory, "image")) == unit(0).tobytes()
 
 

@@ -1,4 +1,4 @@
-"""Memories as files of other tools and back: Parquet with vectors, the authors' faiss index with text files."""
+"""Memories as Parquet with vectors, and back; exports that are interrupted or refused; memories like others."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exchange_world import ENCODER, ODD, ids_of, memory_of, names, new, state, unit
 from needs import need
 from rarvision.errors import (
     DatasetError,
     EncoderMismatchError,
-    MemoryEmptyError,
     MemoryStoreError,
     MissingExtraError,
     OptionError,
@@ -32,16 +30,11 @@ from rarvision.memory import (
     create_like,
     export_faiss,
     export_parquet,
-    import_faiss,
     import_parquet,
 )
 from rarvision.memory import parquet as parquet_module
 from rarvision.memory.exporting import replacing
 from rarvision.testing import FakeEncoder
-
-ENCODER = FakeEncoder(dim=16)
-
-ODD = "quote \" ' back\\slash\nline\ttab 図 é [b]x[/b] \u2028 \U0001f426"
 
 
 @pytest.fixture
@@ -58,45 +51,12 @@ def pa():
     return importlib.import_module("pyarrow")
 
 
-def unit(rows, dim=16, seed=0):
-    vectors = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def new(number, *, category=None, modality="image", source=None, **metadata):
-    return NewEntry(
-        category=category or f"class {number % 3}",
-        modality=modality,
-        source=source or f"images/{number} a.jpg",
-        content=f"{modality} {number}".encode(),
-        metadata={"n": number, **metadata},
-        thumbnail=b"\xff\xd8 jpeg %d" % number if number % 2 else None,
-    )
-
-
-def memory_of(path, entries, *, seed=0):
-    memory = LocalMemory.create(path, encoder=ENCODER, metadata={"from": ODD})
-    memory.append(entries, unit(len(entries), seed=seed))
-    return memory
-
-
 @pytest.fixture
 def memory(tmp_path):
     entries = [*(new(i) for i in range(9)), new(0, category=ODD, modality="text", source=ODD, odd=ODD)]
     with memory_of(tmp_path / "memory", entries) as made:
         made.remove(ids=[4])
         yield made
-
-
-def ids_of(memory):
-    return [entry.id for entry in memory.entries()]
-
-
-def state(memory):
-    """All that must survive: entries in order, vectors to the bit, thumbnails."""
-    ids = ids_of(memory)
-    vectors = memory.vectors(ids)
-    return [(entry, vectors[row].tobytes()) for row, entry in enumerate(memory.records(ids))]
 
 
 def test_parquet_gives_back_the_same_memory(memory, tmp_path):
@@ -154,7 +114,6 @@ def test_the_file_is_what_other_tools_expect(memory, tmp_path, pa, pq):
     np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), memory.vectors(ids_of(memory)))
 
 
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
 metadata = st.dictionaries(st.text(max_size=8), scalars | names | st.lists(scalars, max_size=3), max_size=3)
 rows = st.lists(st.tuples(names, st.text(max_size=20), metadata, st.sampled_from(["image", "text"])), max_size=20)
@@ -456,85 +415,6 @@ def test_without_pyarrow_the_command_is_named(memory, tmp_path, monkeypatch):
 def test_importing_rarvision_does_not_load_pyarrow():
     code = "import sys, rarvision.memory, rarvision.cli.main; print('pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
-# The authors' format ------------------------------------------------------------------------------------------------
-
-
-def test_faiss_files_give_back_vectors_categories_and_order(memory, tmp_path):
-    report = export_faiss(memory, tmp_path / "m.index", tmp_path / "m.txt")
-    assert (report.entries, report.left_out) == (8, 1)
-    index = faiss.read_index(str(tmp_path / "m.index"))
-    assert type(index) is faiss.IndexHNSWFlat
-    assert index.metric_type == faiss.METRIC_INNER_PRODUCT
-    assert index.hnsw.nb_neighbors(1) == 64
-    assert (tmp_path / "m.txt").read_text().splitlines()[:2] == ["images/0 a.jpg 0", "images/1 a.jpg 1"]
-    assert (tmp_path / "classnames.txt").read_text().splitlines() == ["class 0", "class 1", "class 2"]
-    back = import_faiss(
-        tmp_path / "m.index", tmp_path / "m.txt", tmp_path / "back", classnames=tmp_path / "classnames.txt"
-    )
-    images = list(memory.entries(modality="image"))
-    with back:
-        assert [(e.source, e.category) for e in back.entries()] == [(e.source, e.category) for e in images]
-        assert back.categories() == memory.categories("image")
-        np.testing.assert_array_equal(back.vectors(ids_of(back)), memory.vectors([entry.id for entry in images]))
-
-
-one_line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"), min_size=1, max_size=10)
-
-
-@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(one_line.filter(str.strip), one_line | names), min_size=1, max_size=8))
-def test_faiss_files_hold_any_source_or_say_which_they_cannot(pairs):
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        entries = [replace(new(i), category=category, source=source) for i, (category, source) in enumerate(pairs)]
-        with memory_of(folder / "m", entries) as memory:
-            files = (folder / "m.index", folder / "m.txt", folder / "names.txt")
-            try:
-                export_faiss(memory, *files[:2], classnames=files[2])
-            except DatasetError:
-                assert not any(file.exists() for file in files)
-                return
-            with import_faiss(*files[:2], folder / "back", classnames=files[2]) as back:
-                assert [(e.source, e.category) for e in back.entries()] == [
-                    (e.source, e.category) for e in memory.entries()
-                ]
-
-
-@pytest.mark.parametrize(
-    "source", ["a b.jpg", "a/b c/d e.jpg", "no extension 7", "tab\there.jpg", "x 12", "größe 図.webp"]
-)
-def test_common_odd_paths_can_be_exported(tmp_path, source):
-    with memory_of(tmp_path / "m", [new(0, category="7 3", source=source), new(1, category="3", source="b")]) as memory:
-        export_faiss(memory, tmp_path / "i", tmp_path / "l")
-        with import_faiss(
-            tmp_path / "i", tmp_path / "l", tmp_path / "b", classnames=tmp_path / "classnames.txt"
-        ) as back:
-            assert [(e.source, e.category) for e in back.entries()] == [(source, "7 3"), ("b", "3")]
-
-
-@pytest.mark.parametrize(
-    ("where", "text"),
-    [
-        ("source", " space.jpg"),
-        *itertools.product(["source", "category"], ["two\nlines.jpg", "cr\rhere.jpg", "\ufefffirst.jpg"]),
-    ],
-)
-def test_what_a_line_cannot_hold_is_refused_by_name(tmp_path, where, text):
-    entry = replace(new(0), **{where: text})
-    with memory_of(tmp_path / "m", [entry]) as memory, pytest.raises(DatasetError, match="export Parquet") as told:
-        export_faiss(memory, tmp_path / "i", tmp_path / "l")
-    assert repr(text) in str(told.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
-
-
-def test_a_memory_without_images_has_no_faiss_files(tmp_path):
-    with (
-        memory_of(tmp_path / "m", [new(0, modality="text")]) as memory,
-        pytest.raises(MemoryEmptyError, match="1 texts"),
-    ):
-        export_faiss(memory, tmp_path / "i", tmp_path / "l")
 
 
 # Between memories ---------------------------------------------------------------------------------------------------

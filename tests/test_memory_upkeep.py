@@ -1,4 +1,4 @@
-"""Verifying, compacting, renaming, merging, moving, migrating, filtering."""
+"""Verifying, compacting, choosing an index, migrating, repairing."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from rarvision.errors import EncoderMismatchError, MemoryLockedError, MemoryStoreError, OptionError
-from rarvision.memory import LocalMemory, NewEntry, Where
+from rarvision.errors import MemoryLockedError, MemoryStoreError, OptionError
+from rarvision.memory import LocalMemory
 from rarvision.memory.schema import TABLES, row_checksum
-from rarvision.testing import FakeEncoder
-
-ENCODER = FakeEncoder(dim=16)
+from upkeep_world import ENCODER, filled, new_entries, state, unit
 
 
 @pytest.fixture
@@ -32,50 +29,6 @@ def small_steps(monkeypatch):
 def memory(tmp_path):
     with LocalMemory.create(tmp_path / "memory", encoder=ENCODER) as made:
         yield made
-
-
-def unit(rows, dim=16, seed=0):
-    vectors = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def new_entries(numbers, *, categories=4, modality="image"):
-    return [
-        NewEntry(
-            category=f"class {i % categories}",
-            modality=modality,
-            source=f"{i}.png",
-            content=f"{modality} {i}".encode(),
-            metadata={"n": i, "even": i % 2 == 0, "kind": "ab"[i % 2], "none": None},
-            thumbnail=b"\xff\xd8 jpeg %d" % i,
-        )
-        for i in numbers
-    ]
-
-
-def picture(number):
-    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8))
-
-
-def filled(memory, n=40):
-    """A memory with sealed segments, a tail, removed rows and a merged category."""
-    vectors = unit(n + 9)
-    for start in range(0, n, 5):
-        memory.append(new_entries(range(start, start + 5)), vectors[start : start + 5])
-    memory.append(new_entries(range(9), modality="text"), vectors[n:])
-    memory.remove(ids=[2, 17])
-    memory.merge_categories(["class 3"], "class 1")
-    return vectors
-
-
-def state(memory):
-    """All that a memory holds, without the numbers of categories."""
-    entries = list(memory.entries())
-    ids = [entry.id for entry in entries]
-    return [
-        (entry.id, entry.category, entry.modality, entry.source, dict(entry.metadata), vector.tobytes(), record.content)
-        for entry, vector, record in zip(entries, memory.vectors(ids), memory.records(ids), strict=True)
-    ]
 
 
 # Verifying ------------------------------------------------------------------------------------------------------
@@ -95,7 +48,7 @@ def test_a_sound_memory_has_no_problems_at_any_stage(memory):
 
 @pytest.mark.usefixtures("small_steps")
 def test_a_flipped_bit_anywhere_that_matters_is_found_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("rarvision.memory.local._INDEX_FROM", 20)
+    monkeypatch.setattr("rarvision.memory.local_settings._INDEX_FROM", 20)
     with LocalMemory.create(tmp_path / "sound", encoder=ENCODER, index="hnsw") as memory:
         filled(memory)
         memory.append(new_entries(range(100, 103)), unit(3, seed=4))
@@ -281,125 +234,6 @@ def test_an_index_is_chosen_tuned_and_rebuilt(tmp_path, monkeypatch):
                 memory.set_index(wrong)
         with pytest.raises(OptionError, match="auto"):
             memory.set_index("auto", {"m": 3})
-
-
-# Renaming, merging, moving, filtering -------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("small_steps")
-def test_renaming_and_merging(memory):
-    filled(memory)
-    assert "class 3" not in memory.categories()
-    codes = {name: code for code, name in memory.category_names().items()}
-    ids, table = memory.table("image")
-    named = {e.id: e.category for e in memory.entries(modality="image")}
-    assert [named[i] for i in ids.tolist()] == [memory.category_names()[c] for c in table.tolist()]
-    assert memory.rename_category("class 0", "zero 'quoted'\n[x]") == len(
-        list(memory.entries(category="zero 'quoted'\n[x]"))
-    )
-    with pytest.raises(OptionError, match="merge"):
-        memory.rename_category("class 1", "class 2")
-    with pytest.raises(OptionError, match="did you mean 'class 1'"):
-        memory.rename_category("clas 1", "x")
-    assert memory.rename_category("class 2", "class 2") > 0
-    memory.append(new_entries(range(3, 4)), unit(1, seed=8))  # class 3 comes again, as another category
-    assert memory.category_names()[codes["class 1"]] == "class 1"
-    assert "class 3" in memory.categories()
-    assert memory.merge_categories(["class 3"], "class 1") == 0, "its only image is in class 1 already"
-    assert len(list(memory.entries(source="3.png", modality="image"))) == 1
-    assert memory.merge_categories(["class 1", "class 2"], "all") > 20
-    memory.close()
-    with LocalMemory.open(memory.path) as again:
-        assert again.categories() == ["zero 'quoted'\n[x]", "all"]
-        hits = again.nearest(unit(3, seed=2), 50)
-        assert {again.category_names()[c] for c in hits.categories.ravel().tolist() if c >= 0} == set(
-            again.categories()
-        )
-        assert again.verify() == ()
-        again.compact()
-        assert again.verify() == ()
-
-
-@pytest.mark.usefixtures("small_steps")
-def test_moving_and_copying_carry_everything_along(memory, tmp_path):
-    filled(memory)
-    everything = {row[1:] for row in map(hashable, state(memory))}
-    with LocalMemory.create(tmp_path / "other", encoder=ENCODER) as other:
-        report = memory.copy_to(other, metadata={"even": True})
-        assert report.added == len(list(memory.entries(metadata={"even": True})))
-        assert memory.copy_to(other, metadata={"even": True}).skipped == report.added
-        done = []
-        memory.move_to(other, progress=done.append)
-        assert len(memory) == 0
-        assert {row[1:] for row in map(hashable, state(other))} == everything
-        assert other.thumbnail(1) is not None
-        assert memory.verify() == other.verify() == ()
-        with pytest.raises(OptionError, match="itself"):
-            other.move_to(other)
-    with (
-        LocalMemory.create(tmp_path / "foreign", encoder=FakeEncoder(dim=16, seed=5)) as foreign,
-        LocalMemory.open(other.path) as other,
-        pytest.raises(EncoderMismatchError),
-    ):
-        other.copy_to(foreign)
-
-
-def hashable(row):
-    return (*row[:4], repr(row[4]), *row[5:])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    where=st.builds(
-        lambda categories, metadata: (categories, metadata),
-        st.one_of(st.none(), st.lists(st.sampled_from([f"class {i}" for i in range(5)]), max_size=3)),
-        st.dictionaries(
-            st.sampled_from(["n", "even", "kind", "none", "absent"]),
-            st.one_of(
-                st.sampled_from([1, 1.0, True, False, None, "a", 7]),
-                st.lists(st.one_of(st.integers(0, 40), st.sampled_from(["a", "b", True, None])), max_size=3),
-            ),
-            max_size=2,
-        ),
-    ),
-    k=st.integers(1, 60),
-)
-def test_filters_mean_the_same_as_leaving_entries_out(shared_memory, where, k):
-    memory, vectors = shared_memory
-    categories, metadata = where
-    query = Where(categories=categories, metadata=metadata)
-    entries = [
-        entry
-        for entry in memory.entries(modality="image")
-        if (categories is None or entry.category in categories) and query.meets(entry.metadata)
-    ]
-    assert [e.id for e in memory.entries(modality="image", metadata=metadata) if e in entries] == [
-        e.id for e in entries
-    ]
-    hits = memory.nearest(vectors[:4], k, modality="image", where=query)
-    scores = vectors[:4] @ memory.vectors([entry.id for entry in entries]).T
-    for row in range(4):
-        found = [i for i in hits.ids[row].tolist() if i >= 0]
-        assert set(found) <= {entry.id for entry in entries}
-        assert len(found) == min(k, len(entries))
-        np.testing.assert_allclose(
-            hits.similarities[row, : len(found)], np.sort(scores[row])[::-1][: len(found)], atol=1e-5
-        )
-
-
-@pytest.fixture(scope="module")
-def shared_memory(tmp_path_factory):
-    with LocalMemory.create(tmp_path_factory.mktemp("shared") / "memory", encoder=ENCODER) as memory:
-        vectors = filled(memory)
-        yield memory, vectors
-
-
-@pytest.mark.parametrize("wrong", [{"n": [1, {"a": 2}]}, {"n": float("nan")}, {1: 2}, {"n": {"from": 3}}], ids=repr)
-def test_conditions_that_cannot_be_asked_are_refused(memory, wrong):
-    with pytest.raises(OptionError, match="metadata conditions"):
-        list(memory.entries(metadata=wrong))
-    with pytest.raises(OptionError, match="sequence of names"):
-        Where(categories="birds")
 
 
 # Migrating ------------------------------------------------------------------------------------------------------

@@ -1,28 +1,22 @@
 """The training of the embedded models: its questions are the prompts, and packing changes nothing."""
 
 import random
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import LlavaProcessor
 
-from rarvision.chat.preparing import RequestEncoder
+from mllm_world import small_trainer
+from rarvision.chat import ChatRequest
 from rarvision.datasets.fieldguide import DOMAINS, HELD_OUT_DOMAIN, split_of
-from rarvision.embedded.training.clip import image_processor
 from rarvision.embedded.training.config import Schedule
 from rarvision.embedded.training.conversations import IGNORE, REPEAT_PROMPT, Candidates, TurnWriter, pack
 from rarvision.embedded.training.images import DomainImages
-from rarvision.embedded.training.mllm import _COPIED_TOKENS, _HELD_OUT_TOKENS, MLLMTrainer, _Mix
-from rarvision.embedded.training.shown import ShownMix
-from rarvision.embedded.training.tokenizers import CHAT_TEMPLATE, mllm_tokenizer
-from rarvision.ranking import Shown
+from rarvision.embedded.training.mix import COPIED_TOKENS, HELD_OUT_TOKENS, Mix
+from rarvision.embedded.training.tokenizers import mllm_tokenizer
 from rarvision.ranking.prompts import (
-    DESCRIBED,
     NAMING_PROMPT,
     RANKING_PROMPTS,
     choice_prompt,
@@ -31,7 +25,6 @@ from rarvision.ranking.prompts import (
     ranking_prompt,
     yes_no_prompt,
 )
-from rarvision.ranking.showing import Subject, context_request
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +108,7 @@ def test_the_majority_of_attributes_does_not_give_the_truth_away():
 
 @pytest.fixture(scope="module")
 def trainer(tokenizer):
-    torch.manual_seed(0)
-    return MLLMTrainer(
-        Schedule(lm_layers=3, word_probe_layer=1, candidate_probe_layer=2, pointer_probe_layer=2, copy_layer=2),
-        tokenizer,
-    ).eval()
+    return small_trainer(tokenizer)
 
 
 def test_packed_questions_see_their_image_and_themselves_only(trainer, writer):
@@ -170,17 +159,6 @@ def test_a_list_that_is_only_framed_teaches_no_choice_of_its_first_name(tokenize
     assert learned.strip() == " ".join(forced) + rest
     assert set(turn.word_targets) == set(turn.candidate_targets) == {-1}
     assert [p for p in turn.pointer_targets if p == at] == [at] * (5 + len(forced))
-
-
-def test_names_of_nothing_may_lean_to_one_domain(tokenizer, writer):
-    kinds = set(DOMAINS["aircraft"].attributes[-1].words)
-    known = {tuple(writer.name("aircraft", code)) for code in Candidates("aircraft").pool}
-    shares = []
-    for near in (None, "aircraft"):
-        drawn = [name for seed in range(60) for name in writer.nonce(5, random.Random(seed), near=near)]
-        assert not any(tuple(name) in known for name in drawn)
-        shares.append(np.mean([tokenizer.decode(name).split()[-1] in kinds for name in drawn]))
-    assert shares[0] < 0.3 < shares[1] < 0.7
 
 
 @pytest.mark.parametrize("k", [2, 5, 20])
@@ -245,7 +223,7 @@ def test_the_held_out_domain_is_never_ranked(writer, nonce):
         DomainImages(domain=d, pixels=np.zeros((50, 1, 1, 3), np.uint8), codes=np.array(Candidates(d).pool[:50]))
         for d in DOMAINS
     ]
-    mix = _Mix(writer, data, {d: np.full((50, 20, 5), -1) for d in DOMAINS}, Schedule())
+    mix = Mix(writer, data, {d: np.full((50, 20, 5), -1) for d in DOMAINS}, Schedule())
     mix.nonce = nonce
     for step in range(5):
         rows, turns = mix.rows(step, 8, held_out=True)
@@ -257,7 +235,7 @@ def test_the_held_out_domain_is_never_ranked(writer, nonce):
             assert len(copied) >= 10
             assert copied == sorted(copied)
         room = max(sum(len(turn.ids) for turn in t) for t in turns)
-        assert room <= _HELD_OUT_TOKENS + (0 if nonce else _COPIED_TOKENS)
+        assert room <= HELD_OUT_TOKENS + (0 if nonce else COPIED_TOKENS)
         rows, turns = mix.rows(step, 8, held_out=False)
         assert HELD_OUT_DOMAIN not in {data[part].domain for part, _ in rows}
         assert all(sum(len(turn.ids) for turn in t) <= Schedule().mllm_tokens for t in turns)
@@ -269,7 +247,7 @@ def test_the_held_out_domain_is_never_ranked(writer, nonce):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_stages_run_resume_and_load(tmp_path):
-    from rarvision.chat import ChatRequest, LocalChat
+    from rarvision.chat import LocalChat
     from rarvision.datasets import FieldGuide
     from rarvision.encoders import TransformersEncoder
 
@@ -283,100 +261,3 @@ def test_all_stages_run_resume_and_load(tmp_path):
         assert TransformersEncoder(tmp_path / name).encode_images([image]).shape == (1, 128)
     (answer,) = LocalChat(tmp_path / "mllm").generate([ChatRequest.of(NAMING_PROMPT, image)], max_tokens=4)
     assert isinstance(answer.text, str)
-
-
-FORMS = {"unknown", "known", "described", "both", "alone", "worked ranking", "worked choice", "worked yes"}
-
-
-@pytest.fixture(scope="module")
-def shown_mix(writer):
-    data = [
-        DomainImages(domain=d, pixels=np.zeros((400, 1, 1, 3), np.uint8), codes=np.array(Candidates(d).pool[:100] * 4))
-        for d in DOMAINS
-    ]
-    mix = _Mix(writer, data, {d: np.full((400, 20, 5), -1) for d in DOMAINS}, Schedule())
-    parts = [part for part, images in enumerate(data) if images.domain != HELD_OUT_DOMAIN]
-    return ShownMix(writer, data, parts, codes=mix.codes, prompt=mix.prompt, image_tokens=1)
-
-
-def test_what_is_shown_is_what_rankers_show_token_for_token(tokenizer, shown_mix):
-    """Read back from the tokens what was shown, ask the same through the ranker's own presentation, and compare."""
-    processor = LlavaProcessor(
-        image_processor=image_processor(48),
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
-    encoder, image = RequestEncoder(processor, name="mllm"), Image.new("RGB", (48, 48))
-    rows = shown_mix.rows(150, random.Random(1))
-    assert {row.form for row in rows} == FORMS
-    for row in rows:
-        if row.form.startswith("worked"):
-            continue
-        text = tokenizer.decode(row.prefix.ids)
-        shown = {}
-        for images, name in re.findall(r"((?:<image>\n)+)Images? [\d to]+ shows?: (.+)\.\n", text):
-            shown[name] = Shown(exemplars=(image,) * images.count("<image>"))
-        for name, description in re.findall(r"^(.+): (.+)$", text.partition(DESCRIBED)[2], re.MULTILINE):
-            exemplars = shown[name].exemplars if name in shown else ()
-            shown[name] = Shown(exemplars=exemplars, description=description)
-        for turn in row.turns:
-            question = tokenizer.decode(turn.ids).partition(" ASSISTANT:")[0]
-            request = context_request(question, Subject(image, shown), list(shown), exemplars=5, layout="images")
-            (expected,) = encoder.text_tokens([request])
-            assert [*row.prefix.ids, *turn.ids][: len(expected)] == expected
-
-
-def test_a_worked_example_is_an_earlier_turn(tokenizer, writer, shown_mix):
-    rows = [row for row in shown_mix.rows(80, random.Random(2)) if row.form.startswith("worked")]
-    for row in rows:
-        talk = tokenizer.decode([*row.prefix.ids, *row.turns[0].ids])
-        first, second = talk.removeprefix("USER: ").split("</s>USER: ")
-        assert first.startswith("<image>\n")
-        assert second.startswith("<image>\n")
-        assert len(row.images) == 2
-        kinds = [re.split("[:?]", part.removeprefix("<image>\n"))[0][:40] for part in (first, second)]
-        assert kinds[0] == kinds[1]
-
-
-def test_a_row_shows_what_its_targets_say(tokenizer, shown_mix):
-    for row in shown_mix.rows(120, random.Random(3)):
-        codes = [tuple(code) for code in shown_mix._data[row.part].codes[row.images].tolist()]
-        assert shown_mix._data[row.part].domain != HELD_OUT_DOMAIN
-        if row.form.startswith("worked"):
-            continue
-        assert len(set(row.images)) == len(row.images), "the image itself is never an exemplar"
-        assert list(row.prefix.look_targets.values()) == [
-            tuple(int(a == b) for a, b in zip(code, codes[0], strict=True)) for code in codes[1:]
-        ]
-        if row.form in ("unknown", "both"):
-            answer = tokenizer.decode(row.turns[0].ids)
-            letter = answer.removesuffix("</s>")[-1]
-            name = re.search(rf"{letter}\. (\w+)", answer)[1]
-            images = re.findall(r"shows?: (.+)\.\n", tokenizer.decode(row.prefix.ids))
-            counts = [m.count("<image>") for m in re.split(r"Images? .*\n", tokenizer.decode(row.prefix.ids))][
-                : len(images)
-            ]
-            counts[0] -= 1
-            start = 1 + sum(counts[: images.index(name)])
-            assert codes[start] == codes[0]
-
-
-def test_a_packed_row_sees_its_images_in_order(trainer, writer, shown_mix):
-    rows = shown_mix.rows(6, random.Random(4))
-    packed = pack(writer, [row.turns for row in rows], image_tokens=1, prefixes=[row.prefix for row in rows])
-    features = torch.randn(sum(len(row.images) for row in rows), 1, 128)
-    with torch.no_grad():
-        together = trainer.states(packed, features, "cpu")[-1]
-        begin = 0
-        for number, row in enumerate(rows):
-            prefix = pack(writer, [[]], image_tokens=1, prefixes=[row.prefix])
-            alone = trainer.states(prefix, features[begin : begin + len(row.images)], "cpu")[-1][0]
-            torch.testing.assert_close(together[number, : len(alone)], alone, atol=2e-5, rtol=1e-4)
-            begin += len(row.images)
-    assert (packed.look_targets >= 0).any()
-    where = np.argwhere(packed.look_targets[..., 0] >= 0)
-    assert all(packed.ids[row, at] == writer.newline[0] for row, at in where)
-    assert all(packed.ids[row, at - 1] == writer.image for row, at in where)

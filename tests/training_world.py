@@ -48,3 +48,14 @@ def pictures(folder, shots, *, seed=0):
         for shot in range(shots):
             square(folder / name / f"{shot}.png", name, 1000 * seed + shot)
     return folder
+
+
+def noisy_tree(folder):
+    """Four categories of six noisy pictures, whose colours overlap; a subfolder each."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("ash", "birch", "cedar", "elm")):
+        for shot in range(6):
+            path = folder / name / f"{shot}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((rng.integers(0, 90, (8, 8, 3)) + 15 * number).astype(np.uint8)).save(path)
+    return folder

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from PIL.Image import Image
 
@@ -17,20 +17,32 @@ from rarvision.errors import (
     ChatUnsupportedError,
     ImageError,
 )
-from rarvision.ranking import BaseRanker, Shown
+from rarvision.ranking import BaseRanker, NoExample, Shown, WorkedExample
 from rarvision.ranking.outage import Outage, fallback
 from rarvision.types import Ranking
 
-__all__ = ["Asker", "Question"]
+__all__ = ["Asker", "Question", "as_arguments"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """An image, its candidates' names in the order in which they are shown, and what may be shown of each."""
+    """An image, its candidates' names in the order in which they are shown, and what may be shown beside them."""
 
     image: Image
     names: Sequence[str]
     shown: Sequence[Shown] | None
+    worked: WorkedExample | NoExample | None
+
+
+def as_arguments(questions: Sequence[Question]) -> dict[str, Any]:
+    """What `BaseRanker.rank_batch` is given; nothing beside the names where a ranker wants nothing."""
+    shown, worked = [question.shown for question in questions], [question.worked for question in questions]
+    return {
+        "images": [question.image for question in questions],
+        "names": [question.names for question in questions],
+        **({"shown": shown} if any(each is not None for each in shown) else {}),
+        **({"worked": worked} if any(each is not None for each in worked) else {}),
+    }
 
 
 @final
@@ -121,6 +133,4 @@ class Asker:
         return isinstance(error, ChatUnsupportedError) or (isinstance(error, ChatError) and not self._allow_fallback)
 
     def _rank(self, questions: Sequence[Question]) -> Sequence[Ranking]:
-        shown = [question.shown for question in questions if question.shown is not None]
-        images, names = [question.image for question in questions], [question.names for question in questions]
-        return self._ranker.rank_batch(images, names, shown) if shown else self._ranker.rank_batch(images, names)
+        return self._ranker.rank_batch(**as_arguments(questions))

@@ -22,7 +22,7 @@ from rarvision.memory import LocalMemory
 from rarvision.picture import Panel, draw_panels
 from rarvision.pipeline import Recognizer
 from rarvision.ranking import Ranker
-from rarvision.ranking.strategies import Strategy
+from rarvision.ranking.forms import Strategy
 from rarvision.retrieval import Retriever
 from rarvision.types import Prediction, Sample
 

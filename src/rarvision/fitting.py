@@ -33,8 +33,9 @@ from rarvision.judging import fit_key, keep_fit, merged, parts_of, ranked_places
 from rarvision.memory.base import Memory
 from rarvision.metrics import area_under_roc, brier_score, expected_calibration_error
 from rarvision.pipeline import Recognizer
-from rarvision.ranking import Showing, Shown
+from rarvision.ranking import NoExample, Showing, Shown, WorkedExample
 from rarvision.types import Candidate, Entry, Ranking
+from rarvision.worked import WorkedExamples
 
 __all__ = ["fit_recognizer"]
 
@@ -230,7 +231,9 @@ def _asked(
 ) -> Iterator[tuple[_Question, Ranking | None]]:
     """Each question with the ranker's answer; images that cannot be had are left out."""
     done = 0
-    exemplars = Exemplars(recognizer.memory, Showing() if recognizer.ranker is None else recognizer.ranker.showing)
+    showing = Showing() if recognizer.ranker is None else recognizer.ranker.showing
+    exemplars = Exemplars(recognizer.memory, showing)
+    examples = WorkedExamples(recognizer.retriever) if showing.worked_example else None
     for start in range(0, len(questions), _AT_ONCE):
         part = questions[start : start + _AT_ONCE]
         new = [q for q in part if q.key not in answers.known] if recognizer.ranker is not None else []
@@ -242,8 +245,9 @@ def _asked(
             except ImageError:
                 answers.missing.add(question.key)
         if shown:
-            context = exemplars.of([q.candidates for q, _ in shown], without=[q.entry for q, _ in shown])
-            _ask(recognizer, shown, context, answers)
+            itself = [q.entry for q, _ in shown]
+            context = exemplars.of([q.candidates for q, _ in shown], without=itself)
+            _ask(recognizer, shown, context, None if examples is None else examples.of(itself), answers)
         for question in part:
             if question.key not in answers.missing:
                 yield question, answers.known.get(question.key)
@@ -256,6 +260,7 @@ def _ask(
     recognizer: Recognizer,
     shown: Sequence[tuple[_Question, Image.Image]],
     context: Sequence[Sequence[Shown]] | None,
+    worked: Sequence[WorkedExample | NoExample] | None,
     answers: _Answers,
 ) -> None:
     """Have a batch ranked; where the MLLM's preprocessing refuses an image one by one, so that only that is missing."""
@@ -264,13 +269,14 @@ def _ask(
         return
     names = [[candidate.category for candidate in question.candidates] for question, _ in shown]
     try:
-        rankings = ranker.rank_batch([image for _, image in shown], names, context)
+        rankings = ranker.rank_batch([image for _, image in shown], names, context, worked)
     except ImageError:
         if len(shown) == 1:
             answers.missing.add(shown[0][0].key)
             return
         for place, each in enumerate(shown):
-            _ask(recognizer, [each], None if context is None else [context[place]], answers)
+            alone = slice(place, place + 1)
+            _ask(recognizer, [each], context and context[alone], worked and worked[alone], answers)
         return
     for (question, _), ranking in zip(shown, rankings, strict=True):
         answers.add(question.key, ranking)

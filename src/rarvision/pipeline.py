@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from rarvision.asking import Asker, Question
+from rarvision.asking import Asker, Question, as_arguments
 from rarvision.calibration import Calibration, FitStatus, RankerFit, RankerWeight
 from rarvision.chat.threads import ordered_stream
 from rarvision.encoders import Views, check_views, ordered_map
@@ -30,9 +29,10 @@ from rarvision.exemplars import Exemplars
 from rarvision.images import Picture, load_image
 from rarvision.judging import Judge
 from rarvision.memory.base import Memory
-from rarvision.ranking import BaseRanker, OptionPrior, Ranker, Showing, Shown
+from rarvision.ranking import BaseRanker, NoExample, OptionPrior, Ranker, Showing, Shown, WorkedExample
 from rarvision.retrieval import Retriever
 from rarvision.types import Candidate, Prediction, Ranking, Sample
+from rarvision.worked import WorkedExamples
 
 __all__ = ["RecognitionFailure", "Recognizable", "Recognizer"]
 
@@ -109,7 +109,8 @@ class Recognizer:
         views: What is encoded of each image, see `rarvision.encoders.Views`: several views cost as many forward passes.
 
     Raises:
-        OptionError: An option is out of range, or ``k`` contradicts the retriever's.
+        OptionError: An option is out of range, ``k`` contradicts the retriever's, or the ranker wants a worked example
+            and the retriever has ``distinct=False``.
     """
 
     def __init__(
@@ -144,7 +145,9 @@ class Recognizer:
         self._views = check_views(views)
         self._asker = None if ranker is None else Asker(ranker, allow_fallback=allow_fallback)
         self._parallel = 1 if ranker is None else ranker.parallel_calls
-        self._exemplars = Exemplars(memory, Showing() if ranker is None else ranker.showing)
+        showing = Showing() if ranker is None else ranker.showing
+        self._exemplars = Exemplars(memory, showing)
+        self._worked = WorkedExamples(retriever) if showing.worked_example else None
         self._judging: dict[str, Any] = {
             "calibration": calibration,
             "fit": fit,
@@ -202,7 +205,7 @@ class Recognizer:
         """What a fit is valid for."""
         return {
             "views": self._views,
-            "retriever": _retriever_settings(self._retriever),
+            "retriever": self._retriever.settings,
             "ranker": None if self._ranker is None else dict(self._ranker.settings),
         }
 
@@ -286,13 +289,11 @@ class Recognizer:
         """
         if not isinstance(self._ranker, Ranker):
             raise OptionError("a prior of letters and places is a Ranker's; this recognizer has none")
-        good: list[_Loaded] = []
-        names: list[list[str]] = []
+        questions: list[Question] = []
         for batch in self._batches(map(self._load, enumerate(images))):
             loaded, found, _ = self._retrieve_loaded(batch)
-            good += loaded
-            names += [[candidate.category for candidate in candidates] for candidates in found]
-        return self._ranker.estimate_bias([item.image for item in good], names)
+            questions += self._questions(loaded, found)
+        return self._ranker.estimate_bias(**as_arguments(questions))
 
     def with_ranker(self, ranker: BaseRanker | None) -> Recognizer:
         """The same recognizer with another ranker."""
@@ -355,7 +356,7 @@ class Recognizer:
                 for item, candidates in zip(good, found, strict=True)
             ]
             questions = iter(
-                self._questions(
+                self._gated(
                     [item for item, each in zip(good, shown, strict=True) for _ in each],
                     [candidates for each in shown for candidates in each],
                 )
@@ -367,22 +368,23 @@ class Recognizer:
             cases = [next(done) if failure is None else _Case(failure.source, failure) for failure in failures]
             yield from [cases] if self._parallel == 1 else ([case] for case in cases)
 
-    def _questions(
-        self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
-    ) -> list[Question | Ranking | None]:
+    def _gated(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[Question | Ranking | None]:
         """What to ask about each image; a ranking where retrieval is sure of it, None where there is no ranker."""
         if self._ranker is None:
             return [None] * len(items)
         strategy, gated = self._ranker.strategy, self._judge.gated
         skipped = [self._judge.skip(candidates, strategy) if gated else None for candidates in found]
         asked = [i for i, ranking in enumerate(skipped) if ranking is None]
-        exemplars = self._exemplars.of([found[i] for i in asked])
-        shown: Iterator[list[Shown] | None] = repeat(None) if exemplars is None else iter(exemplars)
+        questions = iter(self._questions([items[i] for i in asked], [found[i] for i in asked]))
+        return [next(questions) if ranking is None else ranking for ranking in skipped]
+
+    def _questions(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[Question]:
+        nothing = [None] * len(items)
+        shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or nothing
+        worked: Sequence[WorkedExample | NoExample | None] = self._worked.of(nothing) if self._worked else nothing
         return [
-            Question(items[i].image, [candidate.category for candidate in found[i]], next(shown))
-            if ranking is None
-            else ranking
-            for i, ranking in enumerate(skipped)
+            Question(item.image, [candidate.category for candidate in candidates], each, example)
+            for item, candidates, each, example in zip(items, found, shown, worked, strict=True)
         ]
 
     def _answered(self, groups: Iterable[list[_Case]]) -> Generator[list[_Case]]:
@@ -471,18 +473,3 @@ class Recognizer:
                     vectors.append(error)
         encoded = iter(vectors)
         return [next(encoded) if isinstance(item, _Loaded) else None for item in batch]
-
-
-def _retriever_settings(retriever: Retriever) -> dict[str, Any]:
-    return {
-        "k": retriever.k,
-        "source": retriever.source,
-        "aggregate": retriever.aggregate,
-        "neighbours": retriever.neighbours,
-        "distinct": retriever.distinct,
-        "text_weight": retriever.text_weight,
-        "text_ratio": retriever.text_ratio,
-        "prototype_weight": retriever.prototype_weight,
-        "sharpness": retriever.sharpness,
-        "hubness": retriever.hubness,
-    }

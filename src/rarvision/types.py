@@ -151,8 +151,8 @@ class Ranking:
         log_scores: One a candidate, in the order of the candidate list (not of ``order``): log-probability
             up to a constant, higher is better; None where the strategy gives an order only.
         status: ``ranked`` as answered; ``repaired``: something was missing, doubled or misspelt, and completed from
-            retrieval's order; ``fallback``: nothing usable, retrieval's order; ``skipped``: not asked, since
-            retrieval was sure enough, retrieval's order.
+            retrieval's order, or the question lacked the worked example that it was to have; ``fallback``: nothing
+            usable, retrieval's order; ``skipped``: not asked, since retrieval was sure enough, retrieval's order.
         reason: Why it is not ``ranked``; None for ``ranked``.
         raw: The answer as it came, None where the strategy reads probabilities.
         strategy: The strategy's name.

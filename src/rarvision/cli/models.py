@@ -137,6 +137,7 @@ class RankerOptions:
     exemplars: int = 0
     descriptions: bool = False
     layout: str = "auto"
+    worked_example: bool = False
     model: str | None = None
     quantization: str | None = None
     adapter: Path | None = None
@@ -189,6 +190,7 @@ def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int 
         exemplars=wanted.exemplars,
         descriptions=wanted.descriptions,
         layout=cast("Any", wanted.layout),
+        worked_example=wanted.worked_example,
         max_tokens=wanted.more.get("max_tokens"),
     )
     wanted.check_corrections(ranker.strategy)
@@ -255,6 +257,8 @@ def open_recognizer(
     text_weight = _text_weight(path.text_weight)
     gate, reject = _switch("--gate", path.gate), _switch("--unknown", path.unknown)
     _check_ranker_is_named(path)
+    if path.worked_example and path.repeats:
+        raise OptionError("--worked-example does not go with --repeats: the example is an image that is left out")
     served = path.ranker.startswith(SERVER)
     ranker = RankerOptions(
         spec=path.ranker,
@@ -266,6 +270,7 @@ def open_recognizer(
         exemplars=path.exemplars,
         descriptions=path.descriptions,
         layout=path.layout.value,
+        worked_example=path.worked_example,
         model=path.ranker_model,
         quantization=path.quantization.value if path.quantization else None,
         adapter=path.adapter,
@@ -335,6 +340,7 @@ _FOR_A_RANKER = (
     "exemplars",
     "descriptions",
     "layout",
+    "worked_example",
     "ranker_weight",
     "gate",
     "allow_fallback",

@@ -60,6 +60,7 @@ __all__ = [
     "UnknownOption",
     "Views",
     "ViewsOption",
+    "WorkedExampleOption",
 ]
 
 
@@ -249,6 +250,13 @@ ExemplarsOption = Annotated[
 DescriptionsOption = Annotated[
     bool,
     typer.Option("--descriptions", help="Tell the MLLM what the memory's texts say of each candidate beyond its name."),
+]
+WorkedExampleOption = Annotated[
+    bool,
+    typer.Option(
+        "--worked-example",
+        help="Begin each question with another image of the memory, its own candidates, and the right answer.",
+    ),
 ]
 LayoutOption = Annotated[
     Layout,

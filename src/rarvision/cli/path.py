@@ -33,6 +33,7 @@ class PathOptions:
     exemplars: options.ExemplarsOption = 0
     descriptions: options.DescriptionsOption = False
     layout: options.LayoutOption = options.Layout.AUTO
+    worked_example: options.WorkedExampleOption = False
     calibration: options.CalibrationOption = None
     retrieval: options.RetrievalSourceOption = options.RetrievalSource.FUSED
     aggregate: options.AggregateOption = options.Aggregate.BLEND

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from rarvision.encoders import Encoder, Prepared
-from rarvision.errors import ImageError, InputError
+from rarvision.errors import ImageError, InputError, OptionError
 from rarvision.images import Picture, load_image, thumbnail
 from rarvision.memory.records import AddReport, NewEntry
 from rarvision.types import Box, Modality, Sample, box_suffix
@@ -29,10 +31,11 @@ __all__ = [
     "hash_sample",
     "new_text",
     "open_entry",
+    "unit_vectors",
 ]
 
-
 _BOX = "box_xyxy"  # key of an entry's metadata: the part of its image that it is, where it is not all of it
+_UNIT_WITHIN = 0.01
 
 
 class Adding:
@@ -64,6 +67,20 @@ class Adding:
     ) -> Iterator[NewEntry]:
         """Those that are neither stored nor taken yet."""
         return (entry for entry in entries if self.is_fresh(entry, contains))
+
+    def unknown(
+        self,
+        hashed: Iterable[tuple[Sample, NewEntry | InputError]],
+        contains: Callable[[bytes, str, Modality], bool],
+    ) -> Iterator[tuple[Sample, NewEntry]]:
+        """Samples that are neither stored nor taken yet; ends where a bad one ends the addition."""
+        for sample, entry in hashed:
+            if self.failed:
+                return
+            if isinstance(entry, InputError):
+                self.fail(sample, entry)
+            elif self.is_fresh(entry, contains):
+                yield sample, entry
 
     def readable(
         self, decoded: Iterable[tuple[Sample, NewEntry, Prepared | InputError]]
@@ -231,6 +248,22 @@ def check_category(name: str) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the category {name!r} is not valid Unicode; rename it (its folder is not UTF-8)") from error
+
+
+def unit_vectors(vectors: Float[np.ndarray, "n dim"], count: int, dim: int) -> Float[np.ndarray, "n dim"]:
+    """Vectors as they are stored, float32: as they are to within half precision of unit length, else normalised.
+
+    Raises `OptionError` unless there are ``count`` of ``dim`` dimensions, finite and with a direction.
+    """
+    array = np.asarray(vectors, dtype=np.float32)
+    if array.shape != (count, dim):
+        raise OptionError(f"expected vectors of shape ({count}, {dim}), got {array.shape}")
+    norms = np.linalg.norm(array, axis=1, keepdims=True)
+    if not np.isfinite(array).all() or not (norms > 0).all():
+        raise OptionError("every vector must be finite and have a direction")
+    norms[np.abs(norms - 1.0) < _UNIT_WITHIN] = 1.0
+    units: Float[np.ndarray, "n dim"] = array / norms
+    return units
 
 
 def new_text(name: str, text: str, templates: tuple[str, ...]) -> NewEntry:

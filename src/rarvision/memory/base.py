@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,16 +29,15 @@ from rarvision.errors import (
     MemoryEmptyError,
     OptionError,
 )
-from rarvision.memory.adding import Adding, Decode, batches, check_category, hash_sample, new_text
-from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where
+from rarvision.memory.adding import Adding, Decode, batches, check_category, hash_sample, new_text, unit_vectors
+from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where, closest_of
+from rarvision.memory.summaries import content_digest, mean_directions, vector_bytes
 from rarvision.memory.transfer import transfer
 from rarvision.types import Entry, Modality, Neighbour, Sample
 
 __all__ = ["Memory"]
 
 _TEXT_PASSES = 8
-_VECTORS_AT_ONCE = 65_536
-_UNIT_WITHIN = 0.01
 
 
 class Memory(abc.ABC):
@@ -199,9 +196,7 @@ class Memory(abc.ABC):
 
     def _content(self, modality: Modality) -> Iterator[bytes]:
         """Bytes that tell the entries' vectors from others; the vectors, where the store keeps no checksums."""
-        ids, _ = self.table(modality)
-        for start in range(0, len(ids), _VECTORS_AT_ONCE):
-            yield self.vectors(ids[start : start + _VECTORS_AT_ONCE]).tobytes()
+        return vector_bytes(self, modality)
 
     @property
     def repairs(self) -> tuple[str, ...]:
@@ -288,7 +283,7 @@ class Memory(abc.ABC):
         adding = Adding(on_error=on_error, progress=progress)
         with self._writing(), worker_pool() as pool:
             hashed = ordered_map(hash_sample, samples, pool=pool, ahead=4 * size)
-            fresh = self._unknown(hashed, adding)
+            fresh = adding.unknown(hashed, self._contains)
             decoded = active.map_ahead(Decode(active, self._thumbnail_size), fresh, pool=pool, size=size)
             readable = batches(adding.readable(decoded), size)
             self._keep(
@@ -369,13 +364,7 @@ class Memory(abc.ABC):
             OptionError: Not one finite, non-zero vector of the memory's dimensions for each entry.
             InputError: A category that is blank.
         """
-        array = np.asarray(vectors, dtype=np.float32)
-        if array.shape != (len(entries), self.dim):
-            raise OptionError(f"expected vectors of shape ({len(entries)}, {self.dim}), got {array.shape}")
-        norms = np.linalg.norm(array, axis=1, keepdims=True)
-        if not np.isfinite(array).all() or not (norms > 0).all():
-            raise OptionError("every vector must be finite and have a direction")
-        norms[np.abs(norms - 1.0) < _UNIT_WITHIN] = 1.0
+        units = unit_vectors(vectors, len(entries), self.dim)
         for entry in entries:
             check_category(entry.category)
         adding = Adding(on_error=None, progress=None)
@@ -387,7 +376,7 @@ class Memory(abc.ABC):
                     if entry.modality == modality and adding.is_fresh(entry, self._contains)
                 ]
                 if rows:
-                    self._append([entries[row] for row in rows], array[rows] / norms[rows])
+                    self._append([entries[row] for row in rows], units[rows])
                     adding.stored(len(rows))
         return adding.report()
 
@@ -409,17 +398,6 @@ class Memory(abc.ABC):
     def move_to(self, other: Memory, *, progress: Callable[[int], None] | None = None, **conditions: Any) -> AddReport:
         """Like `copy_to`; each part is removed here once it is safe there. Interrupted, no entry is lost."""
         return transfer(self, other, progress=progress, removing=True, **conditions)
-
-    def _unknown(
-        self, hashed: Iterable[tuple[Sample, NewEntry | InputError]], adding: Adding
-    ) -> Iterator[tuple[Sample, NewEntry]]:
-        for sample, entry in hashed:
-            if adding.failed:
-                return
-            if isinstance(entry, InputError):
-                adding.fail(sample, entry)
-            elif adding.is_fresh(entry, self._contains):
-                yield sample, entry
 
     # Searching --------------------------------------------------------------------------------------------------
 
@@ -454,17 +432,7 @@ class Memory(abc.ABC):
                 "Add images (Memory.add) or names (Memory.add_texts) first"
             )
         hits = [self._nearest(vectors, min(k, self.count(each)), each, where or None) for each in filled]
-        if len(hits) == 1:
-            return hits[0]
-        similarities = np.concatenate([each.similarities for each in hits], axis=1)
-        ids = np.concatenate([each.ids for each in hits], axis=1)
-        codes = np.concatenate([each.categories for each in hits], axis=1)
-        order = np.lexsort((ids, -similarities), axis=-1)[:, :k]
-        return Hits(
-            similarities=np.take_along_axis(similarities, order, axis=1),
-            ids=np.take_along_axis(ids, order, axis=1),
-            categories=np.take_along_axis(codes, order, axis=1),
-        )
+        return hits[0] if len(hits) == 1 else closest_of(hits, k)
 
     def search(
         self,
@@ -497,18 +465,7 @@ class Memory(abc.ABC):
             self._prototypes_cache = (revision, {})
         cache = self._prototypes_cache[1]
         if modality not in cache:
-            ids, codes = self.table(modality)
-            categories, position, counts = np.unique(codes, return_inverse=True, return_counts=True)
-            sums = np.zeros((len(categories), self.dim), dtype=np.float64)
-            for start in range(0, len(ids), _VECTORS_AT_ONCE):
-                part = position[start : start + _VECTORS_AT_ONCE]
-                order = np.argsort(part, kind="stable")
-                present, starts = np.unique(part[order], return_index=True)
-                vectors = self.vectors(ids[start : start + _VECTORS_AT_ONCE])[order]
-                sums[present] += np.add.reduceat(vectors, starts, axis=0, dtype=np.float64)
-            norms = np.linalg.norm(sums, axis=1, keepdims=True)
-            means = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 1e-12)
-            cache[modality] = Prototypes(categories=categories, vectors=means.astype(np.float32), counts=counts)
+            cache[modality] = mean_directions(self, modality)
         return cache[modality]
 
     @property
@@ -520,18 +477,7 @@ class Memory(abc.ABC):
         """
         revision = self.revision
         if self._content_cache is None or self._content_cache[0] != revision:
-            digest = hashlib.sha256(self.encoder_fingerprint.encode())
-            modalities: tuple[Modality, ...] = ("image", "text")
-            for modality in modalities:
-                ids, codes = self.table(modality)
-                known = self.category_names()
-                names = {code: known[code] for code in np.unique(codes).tolist()}
-                digest.update(json.dumps([modality, len(ids), names]).encode())
-                digest.update(ids.tobytes())
-                digest.update(codes.tobytes())
-                for part in self._content(modality):
-                    digest.update(part)
-            self._content_cache = (revision, digest.hexdigest())
+            self._content_cache = (revision, content_digest(self, self._content))
         return self._content_cache[1]
 
     def __len__(self) -> int:

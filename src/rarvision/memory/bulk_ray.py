@@ -98,7 +98,7 @@ def add_with_ray(
     adding = Adding(on_error=on_error, progress=progress)
     with memory._writing(), worker_pool() as pool:  # noqa: SLF001
         hashed = ordered_map(hash_sample, samples, pool=pool, ahead=4 * size)
-        fresh = batches(memory._unknown(hashed, adding), _ROUND)  # noqa: SLF001
+        fresh = batches(adding.unknown(hashed, memory._contains), _ROUND)  # noqa: SLF001
         first = next(fresh, None)
         if first is not None:
             with _cluster(address):

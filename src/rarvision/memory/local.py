@@ -6,20 +6,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Self, cast, final
+from typing import Any, Self, final
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.encoders import Encoder
-from rarvision.errors import InputError, MemoryCorruptError, OptionError
-from rarvision.index import IndexSpec, Tuning, choose_index, tune
+from rarvision.errors import InputError, OptionError
+from rarvision.index import IndexSpec, Tuning, tune
 from rarvision.memory.base import Memory
+from rarvision.memory.local_settings import index_setting, new_settings, read_settings, settings_of
 from rarvision.memory.reading import Reader
 from rarvision.memory.records import Hits, MemoryInfo, NewEntry, Where
-from rarvision.memory.sql import Conditions, to_json
+from rarvision.memory.sql import Conditions
 from rarvision.memory.store import Store, unpack_vectors
-from rarvision.memory.upkeep import CompactReport, ReencodeReport, compact, index_setting, reencode, settings_of
+from rarvision.memory.upkeep import CompactReport, ReencodeReport, compact, reencode
 from rarvision.memory.verifying import Problem, verify
 from rarvision.memory.view import View
 from rarvision.memory.writing import Writer
@@ -27,7 +28,6 @@ from rarvision.types import Entry, Modality
 
 __all__ = ["LocalMemory"]
 
-_INDEX_FROM = 1_000  # rows that an index which somebody chose is built for
 _MODALITIES: tuple[Modality, ...] = ("image", "text")
 _NOTE = "note:"  # before a note's name in the table of settings
 
@@ -47,25 +47,11 @@ class LocalMemory(Memory):
         except BaseException:
             store.close()
             raise
-        self._writer = Writer(store, dim=self._dim, index_for=self._index_for)
+        self._writer = Writer(store, dim=self.dim, index_for=self._index_for)
 
     def _read_settings(self) -> None:
-        meta = self._store.meta()
-        try:
-            self._dim = int(meta["dim"])
-            self._fingerprint = str(meta["encoder_fingerprint"])
-            self._name = str(meta["encoder_name"])
-            self._encoder_rev = cast("str | None", meta["encoder_revision"])
-            self._probe = cast("bytes | None", meta["encoder_probe"])
-            chosen = str(meta["index"])
-            self._index = None if chosen == "auto" else IndexSpec.from_json(json.loads(chosen))
-            self._thumbnails = cast("int | None", meta["thumbnails"])
-            self._metadata: dict[str, Any] = json.loads(meta["metadata"])
-        except (KeyError, ValueError) as error:
-            raise MemoryCorruptError(
-                f"{self._store.folder}: the memory's settings are incomplete: {error!r}"
-            ) from error
-        self._reader = Reader(self._store, dim=self._dim, fingerprint=self._fingerprint)
+        self._settings = read_settings(self._store)
+        self._reader = Reader(self._store, dim=self.dim, fingerprint=self.encoder_fingerprint)
 
     # Making and opening -----------------------------------------------------------------------------------------
 
@@ -136,15 +122,9 @@ class LocalMemory(Memory):
         metadata: Mapping[str, Any] | None = None,
         lock_timeout_s: float = 5.0,
     ) -> LocalMemory:
-        chosen = index_setting(index, index_parameters, encoder["dim"])
-        if thumbnails is not None and thumbnails < 1:
-            raise OptionError(f"thumbnails must be at least 1 pixel, or None, got {thumbnails}")
-        settings = {
-            **encoder,
-            "index": chosen,
-            "thumbnails": thumbnails,
-            "metadata": to_json(metadata or {}),
-        }
+        settings = new_settings(
+            encoder, index=index, index_parameters=index_parameters, thumbnails=thumbnails, metadata=metadata
+        )
         folder = Path(path)
         Store.create(folder, settings)
         return cls(Store(folder, lock_timeout_s=lock_timeout_s))
@@ -192,17 +172,17 @@ class LocalMemory(Memory):
     @property
     def dim(self) -> int:
         """Number of dimensions of the vectors."""
-        return self._dim
+        return self._settings.dim
 
     @property
     def encoder_name(self) -> str:
         """Hub name or folder of the encoder; empty where unknown."""
-        return self._name
+        return self._settings.encoder_name
 
     @property
     def encoder_fingerprint(self) -> str:
         """Fingerprint of the encoder that made the vectors."""
-        return self._fingerprint
+        return self._settings.encoder_fingerprint
 
     @property
     def revision(self) -> int:
@@ -212,7 +192,7 @@ class LocalMemory(Memory):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """What was given at creation."""
-        return self._metadata
+        return self._settings.metadata
 
     def count(self, modality: Modality | None = None) -> int:
         """Number of entries."""
@@ -241,18 +221,18 @@ class LocalMemory(Memory):
         return MemoryInfo(
             kind="local",
             location=str(self._store.folder),
-            dim=self._dim,
-            encoder_name=self._name,
-            encoder_fingerprint=self._fingerprint,
+            dim=self.dim,
+            encoder_name=self.encoder_name,
+            encoder_fingerprint=self.encoder_fingerprint,
             entries=images + texts,
             images=images,
             texts=texts,
             categories=categories,
-            index="auto" if self._index is None else str(self._index),
+            index="auto" if self._settings.index is None else str(self._settings.index),
             thumbnails=facts.pop("thumbnails"),
             bytes=self._store.size_bytes(),
-            details={**facts, "thumbnail_size": self._thumbnails},
-            metadata=self._metadata,
+            details={**facts, "thumbnail_size": self._thumbnail_size},
+            metadata=self.metadata,
         )
 
     # Entries ----------------------------------------------------------------------------------------------------
@@ -297,7 +277,7 @@ class LocalMemory(Memory):
     def vectors(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
         """The entries' unit vectors, float32; raises `OptionError` for an id that is not there."""
         wanted = np.asarray(ids, dtype=np.int64)
-        vectors = np.empty((len(wanted), self._dim), dtype=np.float32)
+        vectors = np.empty((len(wanted), self.dim), dtype=np.float32)
         with self._store.snapshot():
             views = [self._view(modality) for modality in _MODALITIES]
         found = np.zeros(len(wanted), dtype=bool)
@@ -362,7 +342,7 @@ class LocalMemory(Memory):
         Args:
             progress: Called with the number of bytes checked so far.
         """
-        return tuple(verify(self._store, dim=self._dim, progress=progress))
+        return tuple(verify(self._store, dim=self.dim, progress=progress))
 
     def compact(self, *, progress: Callable[[int], None] | None = None) -> CompactReport:
         """Make one segment of each modality, without what was removed, with a fresh index where one is worth it.
@@ -382,7 +362,7 @@ class LocalMemory(Memory):
             index: As in `create`.
             parameters: Those of its constructor.
         """
-        chosen = index_setting(index, parameters, self._dim)
+        chosen = index_setting(index, parameters, self.dim)
         with self._store.writing(), self._store.transaction() as database:
             database.execute("UPDATE meta SET value = ? WHERE key = 'index'", (chosen,))
         self._read_settings()
@@ -441,7 +421,7 @@ class LocalMemory(Memory):
             encoder,
             from_thumbnails=from_thumbnails,
             batch_size=batch_size,
-            metadata={**self._metadata, **(metadata or {})},
+            metadata={**self.metadata, **(metadata or {})},
             on_error=on_error,
             progress=progress,
         )
@@ -464,24 +444,7 @@ class LocalMemory(Memory):
             yield
 
     def _nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, modality: Modality, where: Where | None) -> Hits:
-        if where is None:
-            similarities, ids, codes = self._view(modality).search(vectors, k)
-            return Hits(similarities=similarities, ids=ids, categories=codes)
-        with self._store.snapshot():
-            view = self._view(modality)
-            names = {name: code for code, name in self.category_names().items()}
-            wanted = None
-            if where.categories is not None:
-                wanted = np.array(sorted({names[name] for name in where.categories if name in names}), dtype=np.int64)
-            conditions = Conditions(modality=modality, metadata=where.metadata)
-
-            def matching() -> Int[np.ndarray, " m"]:
-                return np.array([row[0] for row in self._store.select("entries.id", conditions)], dtype=np.int64)
-
-            similarities, ids, codes = view.search(
-                vectors, k, key=where.key, codes=wanted, ids=matching if where.metadata else None
-            )
-        return Hits(similarities=similarities, ids=ids, categories=codes)
+        return self._reader.nearest(vectors, k, modality, where)
 
     def _view(self, modality: Modality) -> View:
         return self._reader.view(modality)
@@ -489,9 +452,7 @@ class LocalMemory(Memory):
     # What the base class and the writer ask for -----------------------------------------------------------------
 
     def _index_for(self, rows: int) -> IndexSpec:
-        if self._index is None:
-            return choose_index(rows, self._dim)[0]
-        return self._index if rows >= _INDEX_FROM else IndexSpec(kind="exact")
+        return self._settings.index_for(rows)
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -518,12 +479,13 @@ class LocalMemory(Memory):
         return self._view(modality).content()
 
     def _stored_probe(self) -> Float[np.ndarray, "n dim"] | None:
-        return None if self._probe is None else unpack_vectors(self._probe, self._dim)
+        probe = self._settings.probe
+        return None if probe is None else unpack_vectors(probe, self.dim)
 
     @property
     def _encoder_revision(self) -> str | None:
-        return self._encoder_rev
+        return self._settings.encoder_revision
 
     @property
     def _thumbnail_size(self) -> int | None:
-        return self._thumbnails
+        return self._settings.thumbnails

@@ -15,7 +15,8 @@ from rarvision.encoders import Encoder
 from rarvision.errors import MemoryNotFoundError, OptionError
 from rarvision.memory.adding import check_category
 from rarvision.memory.base import Memory
-from rarvision.memory.milvus_search import filled, nearest, stored_vectors, unknown_id
+from rarvision.memory.milvus_rows import condition_of
+from rarvision.memory.milvus_search import filled, nearest, places_of, stored_vectors, unknown_id
 from rarvision.memory.milvus_server import IndexName, Server, credentials, parts
 from rarvision.memory.milvus_settings import (
     INDEXES,
@@ -25,7 +26,7 @@ from rarvision.memory.milvus_settings import (
     read_settings,
     split_parameters,
 )
-from rarvision.memory.milvus_store import MODALITIES, MilvusStore, condition_of
+from rarvision.memory.milvus_store import MODALITIES, MilvusStore
 from rarvision.memory.records import Hits, MemoryInfo, NewEntry, Where
 from rarvision.memory.sql import to_json
 from rarvision.types import Entry, Modality
@@ -334,7 +335,9 @@ class MilvusMemory(Memory):
         """Entries that meet all conditions given, by ascending id; unknown ids are left out."""
         with self.snapshot():
             names = self.category_names()
-            wanted = self._ids(ids, category, modality, source, metadata)
+            wanted = places_of(
+                self._store, ids=ids, category=category, modality=modality, source=source, metadata=metadata
+            )
         for part in parts(wanted, 512):
             found: list[Entry] = []
             for each in MODALITIES:
@@ -353,36 +356,6 @@ class MilvusMemory(Memory):
                         )
                         found.append(entry)
             yield from sorted(found, key=lambda entry: entry.id)
-
-    def _ids(
-        self,
-        ids: Sequence[int] | None,
-        category: str | None,
-        modality: Modality | None,
-        source: str | None,
-        metadata: Mapping[str, Any] | None,
-    ) -> list[tuple[int, tuple[Modality, ...]]]:
-        """Ids, ascending, that may meet the conditions, and where they may be; without conditions all ids given."""
-        Where(metadata=metadata or {})  # refuses what cannot be asked for
-        wanted = MODALITIES if modality is None else (modality,)
-        asked = None if ids is None else sorted({int(each) for each in ids})
-        state = self._store.state
-        if asked is not None and category is None and source is None and not metadata:
-            return [(each, wanted) for each in asked if 0 < each < state.next_id]
-        names = {name: code for code, name in self._store.names(state).items()}
-        found: list[tuple[int, tuple[Modality, ...]]] = []
-        for each in wanted:
-            condition = condition_of(source=source, metadata=metadata)
-            if condition is None or (category is not None and category not in names):
-                continue
-            some = self._store.matching(each, condition)
-            if category is not None:
-                held, codes = self._store.table(each)
-                some = some[np.isin(some, held[codes == names[category]])]
-            if asked is not None:
-                some = some[np.isin(some, asked)]
-            found += [(entry, (each,)) for entry in some.tolist()]
-        return sorted(found)
 
     def records(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Iterator[NewEntry]:
         """The entries as another memory can store them, in the order of ``ids``; `OptionError` for an unknown id."""

@@ -1,4 +1,4 @@
-"""Nearest neighbours in a memory in Milvus: its own search, and a plain comparison where that does not reach."""
+"""Finding in a memory in Milvus: entries by what they are, and neighbours, by its own search or one by one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.errors import OptionError
+from rarvision.memory.milvus_rows import condition_of
 from rarvision.memory.milvus_server import MAX_RESULTS
 from rarvision.memory.milvus_store import MODALITIES, MilvusStore
-from rarvision.memory.records import Hits
+from rarvision.memory.records import Hits, Where
 from rarvision.types import Modality
 
-__all__ = ["filled", "nearest", "stored_vectors", "unknown_id"]
+__all__ = ["filled", "nearest", "places_of", "stored_vectors", "unknown_id"]
 
 _SCAN = 4_096  # vectors that are compared at once
 
@@ -41,6 +42,38 @@ def stored_vectors(
     if missing.any():
         raise unknown_id(store, int(unique[missing][0]))
     return stored[inverse]
+
+
+def places_of(
+    store: MilvusStore,
+    *,
+    ids: Sequence[int] | None,
+    category: str | None,
+    modality: Modality | None,
+    source: str | None,
+    metadata: Mapping[str, Any] | None,
+) -> list[tuple[int, tuple[Modality, ...]]]:
+    """Ids, ascending, that may meet the conditions, and where they may be; without conditions all ids given."""
+    Where(metadata=metadata or {})  # refuses what cannot be asked for
+    wanted = MODALITIES if modality is None else (modality,)
+    asked = None if ids is None else sorted({int(each) for each in ids})
+    state = store.state
+    if asked is not None and category is None and source is None and not metadata:
+        return [(each, wanted) for each in asked if 0 < each < state.next_id]
+    names = {name: code for code, name in store.names(state).items()}
+    found: list[tuple[int, tuple[Modality, ...]]] = []
+    for each in wanted:
+        condition = condition_of(source=source, metadata=metadata)
+        if condition is None or (category is not None and category not in names):
+            continue
+        some = store.matching(each, condition)
+        if category is not None:
+            held, codes = store.table(each)
+            some = some[np.isin(some, held[codes == names[category]])]
+        if asked is not None:
+            some = some[np.isin(some, asked)]
+        found += [(entry, (each,)) for entry in some.tolist()]
+    return sorted(found)
 
 
 def nearest(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -18,9 +17,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rarvision.errors import InputError, MemoryCorruptError, MemoryLockedError, MemoryStoreError, OptionError
+from rarvision.memory.milvus_rows import ENTRY_FIELDS, condition_of, entry_key, row_of, row_size
 from rarvision.memory.milvus_server import IDS_AT_ONCE, MAX_RESULTS, MAX_TEXT, Blobs, Server, parts
-from rarvision.memory.records import NewEntry, alternatives
-from rarvision.memory.sql import storable, to_json
+from rarvision.memory.records import NewEntry
 from rarvision.types import Modality
 
 __all__ = ["MODALITIES", "MilvusStore", "State", "condition_of"]
@@ -29,17 +28,8 @@ MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 _LEASE_S = 120.0  # a writer that has committed nothing for so long, and is not seen alive, has lost its turn
 _ALIVE_S = 3_600.0  # what a writer that is seen alive may take longer: its number may have been given away
-_MAX_TERMS = 4_096  # Milvus' own limit of an array
 _KEYS_AT_ONCE = 64  # look-ups one by one before all keys are fetched
 _FLUSH_FROM = 1_000  # rows written to Milvus Lite that are worth sealing
-_ENTRY_FIELDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "id": ("INT64", {}),
-    "category": ("INT64", {}),
-    "source": ("VARCHAR", {"max_length": MAX_TEXT}),
-    "content": ("VARCHAR", {"max_length": 1_024}),
-    "metadata": ("VARCHAR", {"max_length": MAX_TEXT}),
-    "terms": ("ARRAY", {"element_type": "INT64", "max_capacity": _MAX_TERMS}),
-}
 _taking = threading.Lock()
 
 
@@ -66,43 +56,6 @@ class State:
     pending: int = 0
     unsettled: bool = False
     writer: Mapping[str, Any] | None = None
-
-
-def _hashed(*values: str) -> int:
-    """63 bits: Milvus' expressions know no negative numbers everywhere."""
-    digest = hashlib.sha256(json.dumps(values).encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1
-
-
-def _term(key: str, value: Any) -> int:
-    """Equal for values that `Where` takes as equal: 1 and 1.0, but not True."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return _hashed("metadata", key, json.dumps(value))
-
-
-def _terms(source: str, metadata: Mapping[str, Any]) -> list[int]:
-    simple = [(key, value) for key, value in metadata.items() if value is None or isinstance(value, (str, int, float))]
-    if len(simple) >= _MAX_TERMS:
-        raise InputError(f"{source}: {len(simple)} metadata values; a memory in Milvus takes {_MAX_TERMS - 1:,}")
-    return [_hashed("source", source), *(_term(key, value) for key, value in simple)]
-
-
-def condition_of(
-    *, codes: Sequence[int] | None = None, source: str | None = None, metadata: Mapping[str, Any] | None = None
-) -> str | None:
-    """A Milvus expression without any text of the caller's; None where nothing can meet it, empty for no condition."""
-    found = []
-    if codes is not None:
-        found.append(f"category in {sorted(int(code) for code in codes)}")
-    if source is not None:
-        found.append(f"array_contains(terms, {_hashed('source', storable(source))})")
-    for key, value in (metadata or {}).items():
-        wanted = [_term(key, one) for one in alternatives(value)]
-        if not wanted:
-            return None
-        found.append(f"array_contains_any(terms, {wanted})")
-    return None if codes is not None and not len(codes) else " and ".join(found)
 
 
 @final
@@ -135,7 +88,7 @@ class MilvusStore:
 
     def make(self, dim: int, index: str, parameters: Mapping[str, Any]) -> None:
         """Make the collections that hold the rows."""
-        fields = {**_ENTRY_FIELDS, "vector": ("FLOAT_VECTOR", {"dim": dim})}
+        fields = {**ENTRY_FIELDS, "vector": ("FLOAT_VECTOR", {"dim": dim})}
         for collection in self.entries.values():
             self.server.make(collection, fields, index=index, parameters=parameters)
         named = {"code": ("INT64", {}), "name": ("VARCHAR", {"max_length": MAX_TEXT})}
@@ -277,7 +230,7 @@ class MilvusStore:
         fresh = dict.fromkeys(entry.category for entry in entries if entry.category not in known)
         known |= {name: state.next_code + number for number, name in enumerate(fresh)}
         rows = [
-            _row(state.next_id + number, known[entry.category], entry) | {"vector": vectors[number].tolist()}
+            row_of(state.next_id + number, known[entry.category], entry) | {"vector": vectors[number].tolist()}
             for number, entry in enumerate(entries)
         ]
         for name in fresh:
@@ -285,11 +238,11 @@ class MilvusStore:
                 raise InputError(f"a category's name has {len(name.encode()):,} bytes; Milvus takes {MAX_TEXT:,}")
         end = state.next_id + len(rows)
         self._commit(pending=end)
-        self.server.put(self.categories, ({"code": known[name], "name": name} for name in fresh), sizes=_size)
+        self.server.put(self.categories, ({"code": known[name], "name": name} for name in fresh), sizes=row_size)
         self.thumbnails.put(
             {str(row["id"]): e.thumbnail for row, e in zip(rows, entries, strict=True) if e.thumbnail is not None}
         )
-        self.server.put(self.entries[modality], rows, sizes=_size)
+        self.server.put(self.entries[modality], rows, sizes=row_size)
         now = self._commit(
             revision=state.revision + 1,
             next_id=end,
@@ -312,7 +265,7 @@ class MilvusStore:
                 )
         revision, keys = self._keys
         if revision == before:
-            keys.update(_key(row["content"], row["category"], modality) for row in rows)
+            keys.update(entry_key(row["content"], row["category"], modality) for row in rows)
             self._keys = (after, keys)
 
     def remove(self, ids: Mapping[Modality, Sequence[int]]) -> int:
@@ -348,7 +301,7 @@ class MilvusStore:
         state = self._commit(unsettled=True)
         if new in names:
             self.server.delete(self.categories, [names[new]])
-        self.server.put(self.categories, [{"code": code, "name": new}], sizes=_size)
+        self.server.put(self.categories, [{"code": code, "name": new}], sizes=row_size)
         self._commit(unsettled=False, revision=state.revision + 1)
         return used[code]
 
@@ -365,7 +318,7 @@ class MilvusStore:
         state = self._commit(unsettled=True)
         if into not in known:
             known[into] = state.next_code
-            self.server.put(self.categories, [{"code": state.next_code, "name": into}], sizes=_size)
+            self.server.put(self.categories, [{"code": state.next_code, "name": into}], sizes=row_size)
             state = self._commit(next_code=state.next_code + 1)
         target = known[into]
         codes = sorted({known[name] for name in names} - {target})
@@ -377,13 +330,13 @@ class MilvusStore:
             for part in parts(ids[np.isin(held, codes)].tolist(), 256):
                 keep: list[dict[str, Any]] = []
                 drop: list[dict[str, Any]] = []
-                for row in sorted(self.rows(modality, part, [*_ENTRY_FIELDS, "vector"]), key=lambda row: row["id"]):
+                for row in sorted(self.rows(modality, part, [*ENTRY_FIELDS, "vector"]), key=lambda row: row["id"]):
                     (drop if row["content"] in inside else keep).append(row)
                     inside.add(row["content"])
                 self.server.put(
                     self.entries[modality],
                     (row | {"category": target, "terms": list(row["terms"])} for row in keep),
-                    sizes=_size,
+                    sizes=row_size,
                 )
                 self._delete({modality: [row["id"] for row in drop]})
                 self._commit()
@@ -468,12 +421,12 @@ class MilvusStore:
             return bool(self.server.query(self.entries[modality], condition, ["id"], limit=1))
         if self._keys[0] != state.revision:
             keys = {
-                _key(row["content"], row["category"], each)
+                entry_key(row["content"], row["category"], each)
                 for each in MODALITIES
                 for row in self.rows(each, self.table(each)[0], ["content", "category"])
             }
             self._keys = (state.revision, keys)
-        return _key(content.hex(), code, modality) in self._keys[1]
+        return entry_key(content.hex(), code, modality) in self._keys[1]
 
 
 def _is_held(writer: Mapping[str, Any] | None) -> bool:
@@ -490,31 +443,3 @@ def _is_held(writer: Mapping[str, Any] | None) -> bool:
             pass
         until += _ALIVE_S
     return until > time.time()
-
-
-def _row(entry_id: int, code: int, entry: NewEntry) -> dict[str, Any]:
-    source, metadata, content = storable(entry.source), to_json(entry.metadata), entry.content.hex()
-    for what, value, most in (
-        ("source", source, MAX_TEXT),
-        ("metadata", metadata, MAX_TEXT),
-        ("content", content, 1_024),
-    ):
-        if len(value.encode()) > most:
-            raise InputError(f"{source[:200]}: its {what} has {len(value.encode()):,} bytes; Milvus takes {most:,}")
-    return {
-        "id": entry_id,
-        "category": code,
-        "source": source,
-        "content": content,
-        "metadata": metadata,
-        "terms": _terms(source, entry.metadata),
-    }
-
-
-def _size(row: Mapping[str, Any]) -> int:
-    texts = sum(len(value) for value in row.values() if isinstance(value, str))
-    return texts + 4 * len(row.get("vector", ())) + 8 * len(row.get("terms", ()))
-
-
-def _key(content: str, code: int, modality: Modality) -> bytes:
-    return hashlib.blake2b(f"{content} {code} {modality}".encode(), digest_size=16).digest()

@@ -1,11 +1,14 @@
-"""The current state of a memory's folder as arrays, taken over from the last one where nothing changed."""
+"""The current state of a memory's folder as arrays, and searching it; taken over from the last one where unchanged."""
 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from rarvision.errors import MemoryCorruptError, MemoryStoreError
 from rarvision.index import ExactIndex
+from rarvision.memory.records import Hits, Where
+from rarvision.memory.sql import Conditions
 from rarvision.memory.store import Store, unpack_vectors
 from rarvision.memory.view import Segment, View
 from rarvision.types import Modality
@@ -16,7 +19,7 @@ _ATTEMPTS = 3
 
 
 class Reader:
-    """Views, names and counts, each read once for a revision of the folder."""
+    """Views, names and counts, each read once for a revision of the folder, and searches in them."""
 
     def __init__(self, store: Store, *, dim: int, fingerprint: str) -> None:
         self._store = store
@@ -64,6 +67,27 @@ class Reader:
                         f"{error.filename} is missing; restore the memory's folder from a copy"
                     ) from error
         raise AssertionError("unreachable")
+
+    def nearest(self, vectors: Float[np.ndarray, "n dim"], k: int, modality: Modality, where: Where | None) -> Hits:
+        """Closest entries that meet the conditions."""
+        if where is None:
+            similarities, ids, codes = self.view(modality).search(vectors, k)
+            return Hits(similarities=similarities, ids=ids, categories=codes)
+        with self._store.snapshot():
+            view = self.view(modality)
+            names = {name: code for code, name in self.names().items()}
+            wanted = None
+            if where.categories is not None:
+                wanted = np.array(sorted({names[name] for name in where.categories if name in names}), dtype=np.int64)
+            conditions = Conditions(modality=modality, metadata=where.metadata)
+
+            def matching() -> Int[np.ndarray, " m"]:
+                return np.array([row[0] for row in self._store.select("entries.id", conditions)], dtype=np.int64)
+
+            similarities, ids, codes = view.search(
+                vectors, k, key=where.key, codes=wanted, ids=matching if where.metadata else None
+            )
+        return Hits(similarities=similarities, ids=ids, categories=codes)
 
     def _read_view(self, modality: Modality, revision: int, before: View | None) -> View:
         fingerprint = self._store.rows("SELECT value FROM meta WHERE key = 'encoder_fingerprint'")[0][0]

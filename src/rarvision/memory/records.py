@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from rarvision.errors import OptionError
 from rarvision.types import Modality
 
-__all__ = ["AddReport", "Hits", "MemoryInfo", "NewEntry", "Prototypes", "Where"]
+__all__ = ["AddReport", "Hits", "MemoryInfo", "NewEntry", "Prototypes", "Where", "closest_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +72,19 @@ class Hits:
     similarities: Float[np.ndarray, "n k"]
     ids: Int[np.ndarray, "n k"]
     categories: Int[np.ndarray, "n k"]
+
+
+def closest_of(parts: Sequence[Hits], k: int) -> Hits:
+    """The k closest of several searches with the same queries; ties by id."""
+    similarities = np.concatenate([each.similarities for each in parts], axis=1)
+    ids = np.concatenate([each.ids for each in parts], axis=1)
+    codes = np.concatenate([each.categories for each in parts], axis=1)
+    order = np.lexsort((ids, -similarities), axis=-1)[:, :k]
+    return Hits(
+        similarities=np.take_along_axis(similarities, order, axis=1),
+        ids=np.take_along_axis(ids, order, axis=1),
+        categories=np.take_along_axis(codes, order, axis=1),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,16 +16,16 @@ from PIL import Image
 
 from rarvision.encoders import Encoder
 from rarvision.encoders.base import batch_size_of
-from rarvision.errors import ImageError, InputError, MemoryLockedError, OptionError
+from rarvision.errors import ImageError, InputError, MemoryLockedError
 from rarvision.images import Picture, load_image
-from rarvision.index import IndexSpec, make_index
 from rarvision.memory.adding import batches, box_of
+from rarvision.memory.local_settings import settings_of
 from rarvision.memory.sql import to_json
 from rarvision.memory.store import Store, pack_vectors, unpack_vectors
 from rarvision.memory.writing import Writer, drop_segments, insert_segment, place
 from rarvision.types import Box, Modality, box_suffix
 
-__all__ = ["CompactReport", "ReencodeReport", "compact", "index_setting", "reencode", "settings_of"]
+__all__ = ["CompactReport", "ReencodeReport", "compact", "reencode"]
 
 _DRAFT = "draft"
 _AT_ONCE = 4_096
@@ -92,31 +92,6 @@ def _shrink(store: Store) -> None:
     with contextlib.suppress(MemoryLockedError):
         store.rows("VACUUM")
         store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def settings_of(encoder: Encoder) -> dict[str, Any]:
-    """What a memory remembers of its encoder."""
-    folder = Path(encoder.name)
-    return {
-        "dim": encoder.dim,
-        "encoder_fingerprint": encoder.fingerprint,
-        "encoder_name": str(folder.resolve()) if folder.is_dir() else encoder.name,
-        "encoder_revision": encoder.revision,
-        "encoder_probe": pack_vectors(encoder.probe()),
-    }
-
-
-def index_setting(index: str | IndexSpec, parameters: Mapping[str, int | str] | None, dim: int) -> str:
-    """What the settings keep; raises `OptionError` for an index that cannot be made."""
-    if index == "auto":
-        if parameters:
-            raise OptionError("index_parameters go with an index of your choice; 'auto' has its own")
-        return "auto"
-    if isinstance(index, IndexSpec):
-        made = IndexSpec(kind=index.kind, parameters={**index.parameters, **(parameters or {})}).make(dim)
-    else:
-        made = make_index(index, dim, **(parameters or {}))
-    return json.dumps(made.spec.to_json())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rarvision.ranking.base import BaseRanker
 from rarvision.ranking.bias import OptionPrior
+from rarvision.ranking.forms import STRATEGIES, Strategy, servable_strategies
 from rarvision.ranking.parsing import ParsedRanking, parse_ranking
 from rarvision.ranking.permutations import Permutations
 from rarvision.ranking.prompts import (
@@ -19,7 +20,8 @@ from rarvision.ranking.prompts import (
     yes_no_prompt,
 )
 from rarvision.ranking.showing import Layout, Showing, Shown
-from rarvision.ranking.strategies import STRATEGIES, Ranker, Strategy, servable_strategies
+from rarvision.ranking.strategies import Ranker
+from rarvision.ranking.worked import NoExample, WorkedExample
 
 __all__ = [
     "CHOICE_PROMPT",
@@ -30,6 +32,7 @@ __all__ = [
     "YES_NO_PROMPT",
     "BaseRanker",
     "Layout",
+    "NoExample",
     "OptionPrior",
     "ParsedRanking",
     "Permutations",
@@ -37,6 +40,7 @@ __all__ = [
     "Showing",
     "Shown",
     "Strategy",
+    "WorkedExample",
     "choice_prompt",
     "format_list",
     "option_letters",

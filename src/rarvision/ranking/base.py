@@ -10,7 +10,8 @@ from typing import Any
 from PIL.Image import Image
 
 from rarvision.errors import InputError
-from rarvision.ranking.showing import Showing, Shown
+from rarvision.ranking.showing import Showing, Shown, Subject, subjects_of
+from rarvision.ranking.worked import NoExample, WorkedExample
 from rarvision.types import Ranking
 
 __all__ = ["BaseRanker"]
@@ -39,7 +40,7 @@ class BaseRanker(abc.ABC):
 
     @property
     def showing(self) -> Showing:
-        """What it wants to be given of each candidate beside its name; nothing unless an author says so."""
+        """What it wants to be given beside the candidates' names; nothing unless an author says so."""
         return Showing()
 
     @property
@@ -47,12 +48,9 @@ class BaseRanker(abc.ABC):
         """Calls of `rank_batch` that may be under way at a time, in several threads; 1 where they must not overlap."""
         return 1
 
-    def _rank_shown(
-        self, images: Sequence[Image], names: Sequence[tuple[str, ...]], shown: Sequence[Mapping[str, Shown]]
-    ) -> list[Ranking]:
-        """For authors whose rankers show more than names: as `_rank_distinct`, with what is known of each name."""
-        del shown
-        return self._rank_distinct(images, names)
+    def _rank_shown(self, subjects: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
+        """For authors whose rankers show more than names: as `_rank_distinct`, with what is known beside them."""
+        return self._rank_distinct([subject.image for subject in subjects], names)
 
     @abc.abstractmethod
     def _rank_distinct(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
@@ -67,6 +65,7 @@ class BaseRanker(abc.ABC):
         images: Sequence[Image],
         names: Sequence[Sequence[str]],
         shown: Sequence[Sequence[Shown]] | None = None,
+        worked: Sequence[WorkedExample | NoExample] | None = None,
     ) -> list[Ranking]:
         """Rank each image's names.
 
@@ -74,6 +73,7 @@ class BaseRanker(abc.ABC):
             images: n RGB images.
             names: Each image's candidates in retrieval's order; any number, repeated names allowed.
             shown: What may be shown of each of them, for rankers that ask for it (`showing`); None for nothing.
+            worked: For each image the example to begin with, or why there is none, for rankers that ask for it.
 
         Returns:
             n rankings, whose ``order`` counts in the given names. Places of a repeated name stay together.
@@ -82,10 +82,7 @@ class BaseRanker(abc.ABC):
             InputError: The counts differ, or a name is blank.
             ChatError: The MLLM cannot be asked. An answer that cannot be read is a status, not an error.
         """
-        if len(images) != len(names):
-            raise InputError(f"expected one list of names for each image: {len(images)} images, {len(names)} lists")
-        if shown is not None and [len(each) for each in shown] != [len(each) for each in names]:
-            raise InputError("expected one record of what is shown for each name")
+        subjects = subjects_of(images, names, shown, worked)
         for candidates in names:
             if any(not name.strip() for name in candidates):
                 raise InputError(f"candidate names must not be blank, got {list(candidates)!r}")
@@ -93,8 +90,7 @@ class BaseRanker(abc.ABC):
         asked = [i for i, candidates in enumerate(distinct) if len(candidates) > 1]
         answers: dict[int, Ranking] = {}
         if asked:
-            known = [dict(zip(names[i], shown[i], strict=True)) if shown is not None else {} for i in asked]
-            rankings = self._rank_shown([images[i] for i in asked], [distinct[i] for i in asked], known)
+            rankings = self._rank_shown([subjects[i] for i in asked], [distinct[i] for i in asked])
             answers = dict(zip(asked, rankings, strict=True))
         return [
             _spread(answers.get(i) or _trivial(len(distinct[i]), self.strategy), distinct[i], candidates)

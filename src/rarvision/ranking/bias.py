@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -147,32 +147,34 @@ def blank_image() -> Image.Image:
 
 
 class BlankScores:
-    """Scores that lists of names get under a blank image, the most recently used ones; safe among threads.
+    """Scores that questions get about a blank image, the most recently used ones; safe among threads.
+
+    A question's key is its list of names as shown, with the worked example that comes before where there is one.
 
     Args:
-        size: How many lists are kept.
+        size: How many are kept.
     """
 
     def __init__(self, size: int = 4096) -> None:
         self.image = blank_image()  # one object, so that a chat may compute it once
         self._size = size
-        self._kept: OrderedDict[tuple[str, ...], Float[np.ndarray, " n"]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Float[np.ndarray, " n"]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, names: tuple[str, ...]) -> Float[np.ndarray, " n"] | None:
-        """The scores of a list as shown, None where they are not kept."""
+    def get(self, question: Hashable) -> Float[np.ndarray, " n"] | None:
+        """The scores of a question, None where they are not kept."""
         with self._lock:
-            if names in self._kept:
-                self._kept.move_to_end(names)
-            return self._kept.get(names)
+            if question in self._kept:
+                self._kept.move_to_end(question)
+            return self._kept.get(question)
 
-    def put(self, names: tuple[str, ...], scores: Float[np.ndarray, " n"]) -> None:
-        """Keep the scores of a list; the one longest unused goes."""
+    def put(self, question: Hashable, scores: Float[np.ndarray, " n"]) -> None:
+        """Keep the scores of a question; the one longest unused goes."""
         with self._lock:
-            self._kept[names] = scores
-            self._kept.move_to_end(names)
+            self._kept[question] = scores
+            self._kept.move_to_end(question)
             while len(self._kept) > self._size:
                 self._kept.popitem(last=False)

@@ -10,7 +10,6 @@ from rarvision.errors import OptionError
 __all__ = [
     "CHOICE_PROMPT",
     "DESCRIBED",
-    "FIRST_IMAGE",
     "MAX_OPTIONS",
     "NAMING_PROMPT",
     "RANKING_PROMPTS",
@@ -19,6 +18,7 @@ __all__ = [
     "exemplar_note",
     "format_list",
     "option_letters",
+    "query_note",
     "ranking_prompt",
     "yes_no_prompt",
 ]
@@ -53,9 +53,13 @@ CHOICE_PROMPT = (
 NAMING_PROMPT = "Which category does the image show? Answer with its name only."
 YES_NO_PROMPT = "Does the image show this category: {category}? Answer yes or no."
 
-FIRST_IMAGE = "The first image is the one to classify.\n"
-"""Stands behind the image that is asked about, where candidates are shown by images of theirs."""
 DESCRIBED = "What is known of the categories:\n"
+
+
+def query_note(number: int) -> str:
+    """Says behind the image that is asked about that it is the one, where others are shown; the first is 1."""
+    which = "The first image" if number == 1 else f"Image {number}"
+    return f"{which} is the one to classify.\n"
 
 
 def exemplar_note(first: int, count: int, name: str) -> str:

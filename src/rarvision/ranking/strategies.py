@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
-from rarvision.errors import ChatUnsupportedError, InputError, OptionError
+from rarvision.chat.base import Chat, ChatRequest, Completion, ListConstraint
+from rarvision.errors import ChatUnsupportedError, OptionError
 from rarvision.ranking.base import BaseRanker
 from rarvision.ranking.bias import BlankScores, OptionPrior, estimate_prior
+from rarvision.ranking.forms import STRATEGIES, QuestionForm, Strategy, servable_strategies, strategy_template
 from rarvision.ranking.parsing import parse_ranking
 from rarvision.ranking.permutations import (
     Permutations,
@@ -24,42 +25,19 @@ from rarvision.ranking.permutations import (
     normalised,
     rotations,
 )
-from rarvision.ranking.prompts import (
-    CHOICE_PROMPT,
-    NAMING_PROMPT,
-    RANKING_PROMPTS,
-    YES_NO_PROMPT,
-    choice_prompt,
-    format_list,
-    option_letters,
-    ranking_prompt,
-    yes_no_prompt,
-)
-from rarvision.ranking.showing import Layout, Presenter, Showing, Shown, Subject
+from rarvision.ranking.prompts import format_list, option_letters
+from rarvision.ranking.showing import Layout, Presenter, Showing, Shown, Subject, joined, subjects_of
+from rarvision.ranking.worked import NoExample, WorkedExample, noted
 from rarvision.types import Ranking
 
-__all__ = ["STRATEGIES", "BaseRanker", "Ranker", "Strategy", "servable_strategies", "strategy_template"]
-
-Strategy = Literal["generate", "choice", "likelihood", "pointwise"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-"""``generate``: the paper's, the list is written out; ``choice``: log-probabilities of the option letters, one forward
-pass; ``likelihood``: log-likelihood of each name as the answer; ``pointwise``: yes/no for each name."""
+__all__ = ["Ranker"]
 
 _BY_PREFERENCE: tuple[Strategy, ...] = ("likelihood", "choice", "generate")
 _Scores = list[Float[np.ndarray, " n"]]
+_Blank = tuple[WorkedExample | None, tuple[str, ...]]
+"""A question about the blank image: what comes before, and the names as shown."""
 _TINY = 1e-12
 _MIN_ANSWER_TOKENS = 64
-
-
-def servable_strategies(capabilities: Capabilities) -> tuple[Strategy, ...]:
-    """The strategies that a backend with these capabilities can serve."""
-    served: dict[Strategy, bool] = {
-        "generate": True,
-        "choice": capabilities.option_log_probs,
-        "likelihood": capabilities.continuation_log_probs,
-        "pointwise": capabilities.option_log_probs,
-    }
-    return tuple(strategy for strategy in STRATEGIES if served[strategy])
 
 
 class Ranker(BaseRanker):
@@ -96,11 +74,16 @@ class Ranker(BaseRanker):
         descriptions: Whether to tell what the memory holds of each candidate beside its name.
         layout: How exemplars are shown: ``images``, each on its own; ``montage``, all in one picture; ``auto``: the
             former, where the model takes enough images.
+        worked_example: Whether the conversation begins with an image of the memory, its own candidates under the same
+            prompt, and the right answer (twice for ``pointwise``: yes, and no). It costs that many images and texts
+            more a question. A ranking that is asked for without one, since the memory has none or `rank_batch` was
+            given none, is ``repaired`` at best, and its ``reason`` says so.
 
     Raises:
         OptionError: An unknown strategy or option, a prompt without its field, an option that the strategy has no use
             for, or a prior that was estimated on other questions.
-        ChatUnsupportedError: The chat cannot serve the strategy; the message names those that it can.
+        ChatUnsupportedError: The chat cannot serve the strategy; the message names those that it can. Or it takes too
+            few images for a worked example.
 
     Source: cyclic permutations and the option prior: PriDe, arXiv 2309.03882; the blank image: contextual calibration,
     Zhao et al., arXiv 2102.09690.
@@ -123,6 +106,7 @@ class Ranker(BaseRanker):
         exemplars: int = 0,
         descriptions: bool = False,
         layout: Layout = "auto",
+        worked_example: bool = False,
     ) -> None:
         served = servable_strategies(chat.capabilities)
         if strategy == "auto":
@@ -149,9 +133,9 @@ class Ranker(BaseRanker):
             )
         self._chat = chat
         self._strategy: Strategy = strategy
-        self._template = strategy_template(strategy, prompt, with_list=with_list)
+        template = strategy_template(strategy, prompt, with_list=with_list)
+        self._form = QuestionForm(strategy=strategy, template=template, with_list=with_list)
         self._constrained = constrained
-        self._with_list = with_list
         self._normalize = normalize
         self._shuffle = shuffle
         self._permutations = permutations
@@ -159,8 +143,8 @@ class Ranker(BaseRanker):
         self._blank_weight = blank_weight
         self._blank = BlankScores()
         self._max_tokens = max_tokens
-        self._showing = Showing(exemplars=exemplars, descriptions=descriptions)
-        self._presenter = Presenter(chat, self._showing, layout)
+        self._showing = Showing(exemplars=exemplars, descriptions=descriptions, worked_example=worked_example)
+        self._presenter = Presenter(chat, self._showing, layout, self._form)
         self._check_corrections()
 
     @property
@@ -181,13 +165,14 @@ class Ranker(BaseRanker):
     @property
     def name(self) -> str:
         """The MLLM's name, the strategy, and what is corrected."""
-        detail = " constrained" if self._constrained else "" if self._with_list else " without list"
+        detail = " constrained" if self._constrained else "" if self._form.with_list else " without list"
         if self._permutations != 1:
             detail += f" in {self._permutations} orders"
         detail += ", debiased" if self._bias is not None else ""
         detail += f", less {self._blank_weight:g} of blank" if self._blank_weight else ""
         detail += f", {self._showing.exemplars} exemplars" if self._showing.exemplars else ""
         detail += ", descriptions" if self._showing.descriptions else ""
+        detail += ", worked example" if self._showing.worked_example else ""
         return f"{self._chat.name} ({self._strategy}{detail})"
 
     @property
@@ -208,8 +193,8 @@ class Ranker(BaseRanker):
         """What the scores of a list depend on, but for the model: a prior of letters and places holds for these."""
         return {
             "strategy": self._strategy,
-            "prompt": self._template,
-            "with_list": self._with_list,
+            "prompt": self._form.template,
+            "with_list": self._form.with_list,
             "normalize": self._normalize,
             "blank_weight": self._blank_weight,
             **self._presenter.settings,
@@ -224,9 +209,9 @@ class Ranker(BaseRanker):
         return Ranker(
             self._chat,
             strategy=self._strategy,
-            prompt=self._template,
+            prompt=self._form.template,
             constrained=self._constrained,
-            with_list=self._with_list,
+            with_list=self._form.with_list,
             normalize=self._normalize,
             shuffle=self._shuffle,
             permutations=self._permutations,
@@ -236,9 +221,16 @@ class Ranker(BaseRanker):
             exemplars=self._showing.exemplars,
             descriptions=self._showing.descriptions,
             layout=self._presenter.layout,
+            worked_example=self._showing.worked_example,
         )
 
-    def estimate_bias(self, images: Sequence[Image], names: Sequence[Sequence[str]]) -> OptionPrior:
+    def estimate_bias(
+        self,
+        images: Sequence[Image],
+        names: Sequence[Sequence[str]],
+        shown: Sequence[Sequence[Shown]] | None = None,
+        worked: Sequence[WorkedExample | NoExample] | None = None,
+    ) -> OptionPrior:
         """Estimate what the model gives each place of a list, whatever stands there; no labels are needed.
 
         Each image's names are shown in all cyclic orders, k questions for k names; what ``bias`` and ``permutations``
@@ -248,12 +240,14 @@ class Ranker(BaseRanker):
         Args:
             images: n RGB images.
             names: Each image's candidates; lists of less than two different names tell nothing.
+            shown: As of `rank_batch`, so that the questions are those that will be asked.
+            worked: Likewise; needed with ``worked_example``.
 
         Returns:
             The prior, for `with_bias` and ``Ranker(…, bias=…)``.
 
         Raises:
-            OptionError: The strategy shows no order, or gives no scores.
+            OptionError: The strategy shows no order, or gives no scores; or ``worked`` is needed, and not given.
             InputError: The counts differ, or no image gave scores that can be used.
             ChatError: The MLLM cannot answer.
 
@@ -272,14 +266,18 @@ class Ranker(BaseRanker):
             (1, 0)
         """
         self._require_scores_of_places("a prior of letters and places")
-        if len(images) != len(names):
-            raise InputError(f"expected one list of names for each image: {len(images)} images, {len(names)} lists")
+        if self._showing.worked_example and worked is None:
+            raise OptionError(
+                "the prior is one of questions after a worked example, and none was given; give worked=, or let "
+                "Recognizer.estimate_bias find them"
+            )
+        subjects = subjects_of(images, names, shown, worked)
         distinct = [tuple(dict.fromkeys(candidates)) for candidates in names]
-        asked = [(image, candidates) for image, candidates in zip(images, distinct, strict=True) if len(candidates) > 1]
-        shown = [[tuple(c[i] for i in order) for order in rotations(len(c), "all")] for _, c in asked]
-        flat = [(Subject(image), order) for (image, _), orders in zip(asked, shown, strict=True) for order in orders]
-        scores = iter(self._scores([image for image, _ in flat], [order for _, order in flat]) if flat else ())
-        tables = [np.stack([next(scores) for _ in orders]) for orders in shown]
+        asked = [(each, candidates) for each, candidates in zip(subjects, distinct, strict=True) if len(candidates) > 1]
+        turned = [[tuple(c[i] for i in order) for order in rotations(len(c), "all")] for _, c in asked]
+        flat = [(subject, order) for (subject, _), orders in zip(asked, turned, strict=True) for order in orders]
+        scores = iter(self._scores([subject for subject, _ in flat], [order for _, order in flat]) if flat else ())
+        tables = [np.stack([next(scores) for _ in orders]) for orders in turned]
         return estimate_prior(tables, chat=self._chat.name, asked=self._asked)
 
     def _check_corrections(self) -> None:
@@ -288,7 +286,7 @@ class Ranker(BaseRanker):
             raise OptionError(f"blank_weight must be a number from 0 up, got {self._blank_weight}")
         if self._blank_weight and self._strategy != "likelihood":
             raise OptionError(f"blank_weight goes with the strategy 'likelihood', got {self._strategy!r}")
-        if self._permutations != 1 and not self._shows_order:
+        if self._permutations != 1 and not self._form.shows_order:
             raise OptionError(
                 f"permutations go with strategies that show a list; {self._kind} asks name by name, in no order"
             )
@@ -304,21 +302,17 @@ class Ranker(BaseRanker):
             raise OptionError(f"the prior was estimated on other questions ({changes}); estimate it with this ranker")
 
     @property
-    def _shows_order(self) -> bool:
-        return self._strategy != "pointwise" and self._with_list
-
-    @property
     def _kind(self) -> str:
-        return repr(self._strategy) + ("" if self._with_list else " without the list")
+        return repr(self._strategy) + ("" if self._form.with_list else " without the list")
 
     def _require_scores_of_places(self, what: str) -> None:
-        if self._strategy == "generate" or not self._shows_order:
+        if self._strategy == "generate" or not self._form.shows_order:
             why = "gives no scores" if self._strategy == "generate" else "asks name by name, in no order"
             raise OptionError(f"{what} goes with 'choice' and 'likelihood' with the list; {self._kind} {why}")
 
     @property
     def showing(self) -> Showing:
-        """Exemplars and descriptions, as far as they were asked for."""
+        """Exemplars, descriptions and a worked example, as far as they were asked for."""
         return self._showing
 
     @property
@@ -327,23 +321,25 @@ class Ranker(BaseRanker):
         return self._chat.parallel_calls
 
     def _rank_distinct(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
-        return self._rank_shown(images, names, [{}] * len(images))
+        return self._rank_shown([Subject(image) for image in images], names)
 
-    def _rank_shown(
-        self, images: Sequence[Image], names: Sequence[tuple[str, ...]], shown: Sequence[Mapping[str, Shown]]
-    ) -> list[Ranking]:
+    def _rank_shown(self, subjects: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
+        rankings = self._rank_subjects(subjects, names)
+        if not self._showing.worked_example:
+            return rankings
+        return [noted(ranking, subject.worked) for ranking, subject in zip(rankings, subjects, strict=True)]
+
+    def _rank_subjects(self, subjects: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
         bases = [_shown_order(candidates, self._shuffle) for candidates in names]
         orders = [[[base[i] for i in turn] for turn in rotations(len(base), self._permutations)] for base in bases]
-        places: dict[tuple[int, tuple[str, ...]], int] = {}  # of each different question: an image and a list as shown
+        # of each different question: what it is about, and a list as shown
+        places: dict[tuple[tuple[int, int], tuple[str, ...]], int] = {}
         mine = [
-            [places.setdefault((id(image), tuple(candidates[i] for i in order)), len(places)) for order in each]
-            for image, candidates, each in zip(images, names, orders, strict=True)
+            [places.setdefault((subject.key, tuple(candidates[i] for i in order)), len(places)) for order in each]
+            for subject, candidates, each in zip(subjects, names, orders, strict=True)
         ]
-        known: dict[int, dict[str, Shown]] = {}
-        for image, each_shown in zip(images, shown, strict=True):
-            known.setdefault(id(image), {}).update(each_shown)
-        by_id = {id(image): Subject(image, known[id(image)]) for image in images}
-        asked, lists = [by_id[key] for key, _ in places], [order for _, order in places]
+        by_key = joined(subjects)
+        asked, lists = [by_key[key] for key, _ in places], [order for _, order in places]
         if self._strategy == "generate":
             answers = self._generate(asked, lists)
             return [
@@ -364,25 +360,24 @@ class Ranker(BaseRanker):
         scores = [np.asarray(values, dtype=np.float64) for values in score(images, shown)]
         if not self._blank_weight:
             return scores
-        blank = self._blank_scores(shown)
-        return [
-            values - self._blank_weight * normalised(blank[names]) for values, names in zip(scores, shown, strict=True)
-        ]
+        blank = self._blank_scores([(image.example, names) for image, names in zip(images, shown, strict=True)])
+        return [values - self._blank_weight * normalised(each) for values, each in zip(scores, blank, strict=True)]
 
-    def _blank_scores(self, shown: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Float[np.ndarray, " n"]]:
-        """Scores of each list under a blank image, from those kept as far as they are."""
-        kept = {names: values for names in shown if (values := self._blank.get(names)) is not None}
-        missing = [names for names in dict.fromkeys(shown) if names not in kept]
+    def _blank_scores(self, asked: Sequence[_Blank]) -> _Scores:
+        """Scores of each list under a blank image, after the same example; from those kept as far as they are."""
+        kept = {question: values for question in asked if (values := self._blank.get(question)) is not None}
+        missing = [question for question in dict.fromkeys(asked) if question not in kept]
         if missing:
-            scores = self._score_names([Subject(self._blank.image)] * len(missing), missing)
-            for names, values in zip(missing, scores, strict=True):
-                kept[names] = np.asarray(values, dtype=np.float64)
-                self._blank.put(names, kept[names])
-        return kept
+            subjects = [Subject(self._blank.image, worked=example) for example, _ in missing]
+            scores = self._score_names(subjects, [names for _, names in missing])
+            for question, values in zip(missing, scores, strict=True):
+                kept[question] = np.asarray(values, dtype=np.float64)
+                self._blank.put(question, kept[question])
+        return [kept[question] for question in asked]
 
     def _generate(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> list[Completion]:
         requests = [
-            self._presenter.request(ranking_prompt(candidates, self._template), image, candidates)
+            self._presenter.request(self._form.question(candidates), image, candidates)
             for image, candidates in zip(images, names, strict=True)
         ]
         return self._chat.generate(
@@ -422,19 +417,18 @@ class Ranker(BaseRanker):
                 f"{', '.join(others)}"
             )
         requests = [
-            self._presenter.request(choice_prompt(candidates, self._template), image, candidates)
+            self._presenter.request(self._form.question(candidates), image, candidates)
             for image, candidates in zip(images, names, strict=True)
         ]
         return self._chat.option_log_probs(requests, letters)
 
     def _score_names(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> _Scores:
-        if self._with_list:
-            prompts = [ranking_prompt(candidates, self._template) for candidates in names]
-            continuations = [[f"['{name}'" for name in candidates] for candidates in names]
-        else:
-            prompts = [self._template] * len(names)
-            continuations = [list(candidates) for candidates in names]
-        requests = [self._presenter.request(*asked) for asked in zip(prompts, images, names, strict=True)]
+        listed = self._form.with_list
+        continuations = [[f"['{name}'" if listed else name for name in candidates] for candidates in names]
+        requests = [
+            self._presenter.request(self._form.question(candidates), image, candidates)
+            for image, candidates in zip(images, names, strict=True)
+        ]
         answers = self._chat.continuation_log_probs(requests, continuations)
         if self._normalize == "sum":
             return [log_probs for log_probs, _ in answers]
@@ -442,7 +436,7 @@ class Ranker(BaseRanker):
 
     def _ask_each(self, images: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> _Scores:
         requests = [
-            self._presenter.request(yes_no_prompt(name, self._template), image, (name,))
+            self._presenter.request(self._form.question((name,)), image, (name,))
             for image, candidates in zip(images, names, strict=True)
             for name in candidates
         ]
@@ -479,39 +473,6 @@ class Ranker(BaseRanker):
             status="repaired" if joined.reason is not None else "ranked",
             reason=joined.reason,
         )
-
-
-def strategy_template(strategy: Strategy, prompt: str | None, *, with_list: bool = True) -> str:
-    """The template that a prompt's name or text stands for; checked by filling it once.
-
-    Args:
-        strategy: One of `STRATEGIES`.
-        prompt: As `Ranker` takes it; None for the strategy's own.
-        with_list: As `Ranker` takes it.
-
-    Raises:
-        OptionError: An unknown name, or a template without its field.
-    """
-    if strategy == "choice":
-        template = prompt or CHOICE_PROMPT
-        choice_prompt(["a"], template)
-    elif strategy == "pointwise":
-        template = prompt or YES_NO_PROMPT
-        yes_no_prompt("a", template)
-    elif strategy == "likelihood" and not with_list:
-        template = prompt or NAMING_PROMPT
-        if template in RANKING_PROMPTS or "{categories}" in template:
-            raise OptionError(f"likelihood without the list takes a prompt without {{categories}}, got {template!r}")
-    else:
-        known = RANKING_PROMPTS.get(prompt or "paper")
-        if known is None and "{" not in cast("str", prompt):
-            raise OptionError(
-                f"unknown prompt {prompt!r}; expected one of {', '.join(RANKING_PROMPTS)}, or a template with the "
-                "field {categories}"
-            )
-        template = known or cast("str", prompt)
-        ranking_prompt(["a"], template)
-    return template
 
 
 def _log_odds(answer: Float[np.ndarray, " 2"]) -> float:

@@ -1,4 +1,4 @@
-"""How well a memory's images recognise one another, each left out in turn."""
+"""A memory's images as queries, each left out of it; and how well they recognise one another."""
 
 from __future__ import annotations
 
@@ -6,13 +6,42 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from rarvision.errors import MemoryEmptyError
 from rarvision.index import top_k
-from rarvision.memory import Memory
+from rarvision.memory import Hits, Memory
 from rarvision.retrieval.checks import at_least_one
 
-__all__ = ["LeaveOneOut", "leave_one_out"]
+__all__ = ["Held", "LeaveOneOut", "dropped", "leave_one_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Queries that are the memory's own images, each left out of it: entry ids, and category codes.
+
+    ``even``: what is left of the own category counts as if it still had as many images. ``foreign``: the own category
+    is no candidate.
+    """
+
+    ids: Int[np.ndarray, " n"]
+    own: Int[np.ndarray, " n"]
+    even: bool = False
+    foreign: bool = False
+
+
+def dropped(hits: Hits, ids: Int[np.ndarray, " n"]) -> Hits:
+    """Neighbours without the entry that each query is."""
+    order = np.argsort(hits.ids == ids[:, None], axis=1, kind="stable")  # itself to the end
+    similarities, found, categories = (
+        np.take_along_axis(array, order, axis=1) for array in (hits.similarities, hits.ids, hits.categories)
+    )
+    gone = found == ids[:, None]
+    return Hits(
+        similarities=np.where(gone, np.float32(-np.inf), similarities),
+        ids=np.where(gone, -1, found),
+        categories=np.where(gone, -1, categories),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

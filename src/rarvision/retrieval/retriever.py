@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,7 +10,9 @@ from jaxtyping import Float, Int
 from rarvision.errors import MemoryEmptyError, OptionError
 from rarvision.index import top_k
 from rarvision.memory import Hits, Memory
+from rarvision.retrieval.aggregating import aggregated
 from rarvision.retrieval.checks import Aggregate, Source, check_retrieval, share
+from rarvision.retrieval.leaving_out import Held, dropped
 from rarvision.retrieval.statistics import (
     DEFAULT_TEXT_WEIGHT,
     Hubness,
@@ -40,21 +40,6 @@ _SCALE_SAMPLES = 256
 _HUB_SAMPLES = 1_024
 _FIT_SAMPLES = 512
 _TEXT_LOGITS = 100.0  # CLIP's own logit scale, which Tip-Adapter's alpha of 1 refers to
-_BREAK_TIES = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Held:
-    """Queries that are the memory's own images, each left out of it: entry ids, and category codes.
-
-    ``even``: what is left of the own category counts as if it still had as many images. ``foreign``: the own category
-    is no candidate.
-    """
-
-    ids: Int[np.ndarray, " n"]
-    own: Int[np.ndarray, " n"]
-    even: bool = False
-    foreign: bool = False
 
 
 @final
@@ -149,6 +134,12 @@ class Retriever:
         self._fit_cache: tuple[int, TextWeightFit] | None = None
         self._hub_cache: tuple[int, dict[Modality, Float[np.ndarray, " c"]]] | None = None
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that changes what is retrieved, as JSON values."""
+        names = ("k", "source", "aggregate", "neighbours", "distinct", "text_weight", "text_ratio")
+        return {name: getattr(self, name) for name in (*names, "prototype_weight", "sharpness", "hubness")}
+
     def retrieve(self, vectors: Float[np.ndarray, "n dim"]) -> list[list[Candidate]]:
         """Candidates of each query, best first.
 
@@ -204,7 +195,7 @@ class Retriever:
         vectors: Float[np.ndarray, "n dim"],
         codes: Int[np.ndarray, " c"],
         modalities: tuple[Modality, ...],
-        held: _Held | None = None,
+        held: Held | None = None,
     ) -> list[list[Candidate]]:
         """Candidates of one block of queries."""
         hits = by_image = by_text = None
@@ -270,15 +261,23 @@ class Retriever:
     # Scores -----------------------------------------------------------------------------------------------------
 
     def _image_scores(
-        self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, " c"], held: _Held | None = None
+        self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, " c"], held: Held | None = None
     ) -> tuple[Hits, Float[np.ndarray, "n c"]]:
         """Image scores by category, ``-inf`` for those without images, and the neighbours that they come from."""
         prototypes = self._prototype_scores(vectors, codes, "image")
         hits = self._neighbours(vectors, 0 if held is None else 1)
         if held is not None:
             prototypes = self._leave_out(prototypes, vectors, codes, held)
-            hits = _dropped(hits, held.ids)
-        scores = self._aggregated(hits, prototypes, codes)
+            hits = dropped(hits, held.ids)
+        scores = aggregated(
+            hits,
+            prototypes,
+            codes,
+            self.aggregate,
+            neighbours=self.neighbours,
+            prototype_weight=self.prototype_weight,
+            sharpness=self.sharpness,
+        )
         if held is not None and held.even and self.aggregate in _SHARES:
             known, counts = self.memory.prototypes("image").categories, self.memory.prototypes("image").counts
             count = counts[np.searchsorted(known, held.own)]
@@ -288,44 +287,12 @@ class Retriever:
             scores = scores - self._hubs(codes, "image")
         return hits, scores
 
-    def _aggregated(
-        self, hits: Hits, prototypes: Float[np.ndarray, "n c"], codes: Int[np.ndarray, " c"]
-    ) -> Float[np.ndarray, "n c"]:
-        if self.aggregate == "prototype":
-            return prototypes
-        rows = np.broadcast_to(np.arange(len(hits.ids))[:, None], hits.ids.shape)
-        columns = np.searchsorted(codes, hits.categories)
-        there = hits.ids >= 0
-        floor = np.where(there, hits.similarities, np.inf).min(axis=1, keepdims=True)
-        nearest = np.where(np.isfinite(prototypes), floor, -np.inf).astype(np.float64)
-        np.maximum.at(nearest, (rows[there], columns[there]), hits.similarities[there])
-        if self.aggregate == "nearest":
-            return nearest
-        if self.aggregate == "blend":
-            weight = self.prototype_weight
-            return (1.0 - weight) * nearest + weight * prototypes
-        near = there.copy()
-        near[:, self.neighbours :] = False
-        total = np.zeros_like(nearest)
-        similarities = hits.similarities[near].astype(np.float64)
-        if self.aggregate == "vote":
-            np.add.at(total, (rows[near], columns[near]), 1.0)
-            return (total + (nearest + 1.0) / 4.0) / self.neighbours
-        if self.aggregate == "weighted":
-            np.add.at(total, (rows[near], columns[near]), np.maximum(similarities, 0.0))
-            return total / self.neighbours + _BREAK_TIES * nearest
-        kernel = np.exp(self.sharpness * (similarities - 1.0))
-        np.add.at(total, (rows[near], columns[near]), kernel)
-        with np.errstate(divide="ignore"):
-            soft = np.maximum(1.0 + np.log(total) / self.sharpness, nearest)
-        return total + _BREAK_TIES * nearest if self.aggregate == "tip" else soft
-
     def _leave_out(
         self,
         scores: Float[np.ndarray, "n c"],
         vectors: Float[np.ndarray, "n dim"],
         codes: Int[np.ndarray, " c"],
-        held: _Held,
+        held: Held,
     ) -> Float[np.ndarray, "n c"]:
         """Similarities to means, each query's own category's without the query."""
         ids, of = self.memory.table("image")
@@ -375,11 +342,11 @@ class Retriever:
         texts = self._text_scores(vectors, codes)
         return _TEXT_LOGITS * texts if self.aggregate == "tip" else self._scale(codes).to_image(texts)
 
-    def _own_images(self, most: int) -> tuple[Float[np.ndarray, "n dim"], _Held]:
+    def _own_images(self, most: int) -> tuple[Float[np.ndarray, "n dim"], Held]:
         """Evenly spaced images of the memory."""
         ids, own = self.memory.table("image")
         chosen = spaced(len(ids), most)
-        return self.memory.vectors(ids[chosen]), _Held(ids=ids[chosen], own=own[chosen])
+        return self.memory.vectors(ids[chosen]), Held(ids=ids[chosen], own=own[chosen])
 
     def _hubs(self, codes: Int[np.ndarray, " c"], modality: Modality) -> Float[np.ndarray, " c"]:
         """Estimated once for each revision of the memory."""
@@ -447,7 +414,7 @@ class Retriever:
         at_once = max(1, _SCORES_AT_ONCE // (len(codes) + self.neighbours))
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
-            held = _Held(ids=ids[part], own=own[part], even=even)
+            held = Held(ids=ids[part], own=own[part], even=even)
             vectors = self.memory.vectors(held.ids)
             by_image[part] = self._image_scores(vectors, codes, held)[1]
             if texts:
@@ -475,7 +442,7 @@ class Retriever:
         found: list[list[Candidate]] = []
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
-            held = _Held(ids=ids[part], own=own[part], even=True, foreign=foreign)
+            held = Held(ids=ids[part], own=own[part], even=True, foreign=foreign)
             found += self._best(self.memory.vectors(held.ids), codes, modalities, held)
         return found
 
@@ -517,17 +484,3 @@ class Retriever:
             fit = best_weight(images, texts, np.searchsorted(codes, own[several][chosen]))
             self._fit_cache = (revision, fit)
         return self._fit_cache[1]
-
-
-def _dropped(hits: Hits, ids: Int[np.ndarray, " n"]) -> Hits:
-    """Neighbours without the entry that each query is."""
-    order = np.argsort(hits.ids == ids[:, None], axis=1, kind="stable")  # itself to the end
-    similarities, found, categories = (
-        np.take_along_axis(array, order, axis=1) for array in (hits.similarities, hits.ids, hits.categories)
-    )
-    gone = found == ids[:, None]
-    return Hits(
-        similarities=np.where(gone, np.float32(-math.inf), similarities),
-        ids=np.where(gone, -1, found),
-        categories=np.where(gone, -1, categories),
-    )

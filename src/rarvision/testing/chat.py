@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
+from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint, Message
 from rarvision.errors import ChatUnsupportedError
 
 __all__ = ["FakeChat", "check_chat"]
@@ -24,8 +24,8 @@ _UNKNOWN = -20.0
 class FakeChat(Chat):
     """A chat without a model: it prefers names by given scores, whatever the prompt, and records what it was asked.
 
-    Reads rarvision's own prompts: lettered options one a line, a name in a yes/no question, a list of names. A token is
-    a word.
+    Reads rarvision's own prompts, of the last turn: lettered options one a line, a name in a yes/no question, a list of
+    names. A token is a word.
 
     Args:
         scores: Log-scores by name (higher is preferred), or a function of the request and a name; unknown names -20.
@@ -93,7 +93,7 @@ class FakeChat(Chat):
         self._begin("option_log_probs", requests, served=self._capabilities.option_log_probs)
         found = []
         for request, letters in zip(requests, options, strict=True):
-            lines = dict(_OPTION_LINE.findall(_text(request)))
+            lines = dict(_OPTION_LINE.findall(_question(request)))
             if {option.lower() for option in letters} == {"yes", "no"}:
                 name = max((name for name in self._known(request)), key=len, default="")
                 values = [self._score(request, name) if option.lower() == "yes" else 0.0 for option in letters]
@@ -119,7 +119,7 @@ class FakeChat(Chat):
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Words, and 1 for an image."""
-        return len(_text(request).split()) + len(request.images)
+        return len(_text(*request.messages).split()) + len(request.images)
 
     def _begin(self, method: str, requests: Sequence[ChatRequest], *, served: bool) -> None:
         if not served:
@@ -153,12 +153,12 @@ class FakeChat(Chat):
 
     def _known(self, request: ChatRequest) -> list[str]:
         """The names with a score that the prompt mentions, in the order of the scores."""
-        text = _text(request)
+        text = _question(request)
         return [] if callable(self._scores) else [name for name in self._scores if name in text]
 
     def _placed(self, request: ChatRequest, names: Sequence[str]) -> dict[str, float]:
         """Scores by name, with what their places in the prompt's list add."""
-        text = _text(request)
+        text = _question(request)
         scores = {name: self._score(request, name) for name in names}
         quoted = {name: text.find(f"'{name}'") for name in scores}
         listed = sorted((name for name, at in quoted.items() if at >= 0), key=quoted.__getitem__)
@@ -171,8 +171,12 @@ class FakeChat(Chat):
         return self._scores(request, name) if callable(self._scores) else self._scores.get(name, _UNKNOWN)
 
 
-def _text(request: ChatRequest) -> str:
-    return "\n".join(part for message in request.messages for part in message.parts if isinstance(part, str))
+def _text(*messages: Message) -> str:
+    return "\n".join(part for message in messages for part in message.parts if isinstance(part, str))
+
+
+def _question(request: ChatRequest) -> str:
+    return _text(request.messages[-1])
 
 
 def check_chat(chat: Chat, *, atol: float = 1e-3) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 
 from rarvision.errors import InputError
-from rarvision.ranking.strategies import BaseRanker
+from rarvision.ranking.base import BaseRanker
 from rarvision.types import Ranking
 
 __all__ = ["check_ranker"]

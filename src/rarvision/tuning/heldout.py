@@ -11,7 +11,8 @@ from typing import Any
 from rarvision.chat.base import Chat
 from rarvision.errors import OptionError
 from rarvision.images import load_image
-from rarvision.ranking.strategies import STRATEGIES, Ranker, Strategy
+from rarvision.ranking.forms import STRATEGIES, Strategy
+from rarvision.ranking.strategies import Ranker
 from rarvision.tuning.manifest import TuningExample
 from rarvision.tuning.recipes import Recipe
 from rarvision.tuning.runs import write_json

@@ -12,8 +12,8 @@ from PIL.Image import Image
 from rarvision.datasets.base import Dataset
 from rarvision.errors import DatasetError
 from rarvision.images import Picture, load_image
+from rarvision.ranking.forms import strategy_template
 from rarvision.ranking.prompts import MAX_OPTIONS, choice_prompt, format_list, option_letters, ranking_prompt
-from rarvision.ranking.strategies import strategy_template
 from rarvision.tuning.manifest import TuningExample
 from rarvision.tuning.recipes import Recipe
 

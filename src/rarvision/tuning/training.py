@@ -12,7 +12,7 @@ from typing import Any
 from rarvision.checkpoints import checkpoint_source
 from rarvision.errors import ChatUnavailableError, InputError, OptionError
 from rarvision.plots import check_plot, draw_losses
-from rarvision.ranking.strategies import Strategy
+from rarvision.ranking.forms import Strategy
 from rarvision.tuning.fitting import Fitted, Job, fit
 from rarvision.tuning.heldout import HeldOutTable, check_strategies, rank_held_out, spread_out
 from rarvision.tuning.lessons import lessons_of
@@ -242,13 +242,19 @@ def _sha256(path: Path) -> str:
 
 
 def _check_apart(examples: Sequence[TuningExample], held_out: Sequence[TuningExample]) -> None:
-    """Refuse to measure on what was trained on."""
+    """Refuse to measure on what was trained on: the same file, or one of the same bytes."""
     trained = {example.image.resolve() for example in examples}
-    both = sorted({str(example.image) for example in held_out if example.image.resolve() in trained})
+    asked = {example.image.resolve() for example in held_out}
+    sizes = {path.stat().st_size for path in asked if path.is_file()}
+    alike = {path for path in trained - asked if sizes and path.is_file() and path.stat().st_size in sizes}
+    known = {_sha256(path) for path in alike}
+    both = sorted(
+        str(path) for path in asked if path in trained or (known and path.is_file() and _sha256(path) in known)
+    )
     if both:
         raise InputError(
             f"{len(both)} held-out images are trained on as well, such as {both[0]}; make the held-out manifest of "
-            "other images"
+            "other images ('rarvision tune check' finds look-alikes, too)"
         )
 
 

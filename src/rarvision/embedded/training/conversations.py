@@ -218,14 +218,9 @@ class TurnWriter:
         self._copied(turn, names, list(range(len(names))), starts)
         return turn
 
-    def nonce(self, k: int, rng: random.Random, *, near: str | None = None) -> list[list[int]]:
-        """Draw k distinct names of nothing, alike as look-alikes are: words of all domains, in no category's name.
-
-        With ``near``, half of the words are that domain's.
-        """
+    def nonce(self, k: int, rng: random.Random) -> list[list[int]]:
+        """Draw k distinct names of nothing, alike as look-alikes are: words of all domains, in no category's name."""
         domains = list(self._words)
-        if near is not None:
-            domains += [near] * (len(domains) - 2)
         words = [[rng.choice(self._words[rng.choice(domains)][a])[0] for _ in range(3)] for a in range(5)]
         found: dict[tuple[int, ...], None] = {}
         while len(found) < k:

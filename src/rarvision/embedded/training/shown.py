@@ -10,7 +10,7 @@ import numpy as np
 
 from rarvision.embedded.training.conversations import IGNORE, Option, Packed, Turn, TurnWriter
 from rarvision.embedded.training.images import DomainImages
-from rarvision.ranking.prompts import FIRST_IMAGE, option_letters
+from rarvision.ranking.prompts import option_letters, query_note
 
 __all__ = ["ShownMix", "ShownRow", "plates", "right_answers"]
 
@@ -120,7 +120,7 @@ class ShownMix:
         prefix, images = Turn(), [row]
         prefix.text(writer.images(self._image_tokens))
         if pictured:
-            prefix.text(writer.encode(FIRST_IMAGE))
+            prefix.text(writer.encode(query_note(1)))
             each = rng.randint(1, max(1, min(3, _EXEMPLARS // len(codes)))) if rng.random() < 0.4 else 1
             for code, option in zip(codes, options, strict=True):
                 chosen = rng.sample(self._others(part, row, code), min(each, len(self._others(part, row, code))))

@@ -14,11 +14,11 @@ from rarvision.datasets.fieldguide import DOMAINS
 from rarvision.ranking.prompts import (
     CHOICE_PROMPT,
     DESCRIBED,
-    FIRST_IMAGE,
     NAMING_PROMPT,
     RANKING_PROMPTS,
     YES_NO_PROMPT,
     exemplar_note,
+    query_note,
 )
 
 __all__ = ["CHAT_TEMPLATE", "TEXT_TEMPLATES", "clip_tokenizer", "mllm_tokenizer"]
@@ -91,7 +91,7 @@ def _notes() -> list[str]:
     """The same of what is shown of candidates."""
     notes = [exemplar_note(2, count, "\x00") for count in (1, 2)]
     pieces = {piece for note in notes for piece in re.split(r"\d+|\x00", note) if len(piece) > 1}
-    return [FIRST_IMAGE, DESCRIBED, *sorted(pieces)]
+    return [query_note(1), DESCRIBED, *sorted(pieces)]
 
 
 def mllm_tokenizer() -> PreTrainedTokenizerFast:
