@@ -30,8 +30,8 @@ class Question:
 
     image: Image
     names: Sequence[str]
-    shown: Sequence[Shown] | None
-    worked: WorkedExample | NoExample | None
+    shown: Sequence[Shown] | None = None
+    worked: WorkedExample | NoExample | None = None
 
 
 def as_arguments(questions: Sequence[Question]) -> dict[str, Any]:
