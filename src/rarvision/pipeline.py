@@ -286,18 +286,25 @@ class Recognizer:
 
     def with_ranker(self, ranker: BaseRanker | None) -> Recognizer:
         """The same recognizer with another ranker."""
-        return Recognizer(
-            self._memory,
-            ranker=ranker,
-            retriever=self._retriever,
+        return self._with(ranker=ranker)
+
+    def with_scores(self) -> Recognizer:
+        """The same recognizer, whose predictions carry retrieval's scores of all categories."""
+        return self._with(keep_scores=True)
+
+    def _with(self, **changed: Any) -> Recognizer:
+        options: dict[str, Any] = {
+            "ranker": self._ranker,
+            "retriever": self._retriever,
             **self._judging,
-            allow_fallback=self._allow_fallback,
-            batch_size=self._batch_size,
-            views=self._views,
-            crop=self._crop,
-            region_view=self._region_view,
-            keep_scores=self._keep_scores,
-        )
+            "allow_fallback": self._allow_fallback,
+            "batch_size": self._batch_size,
+            "views": self._views,
+            "crop": self._crop,
+            "region_view": self._region_view,
+            "keep_scores": self._keep_scores,
+        }
+        return Recognizer(self._memory, **{**options, **changed})
 
     def _loaded(self, images: Iterable[Recognizable]) -> Generator[Query | RecognitionFailure]:
         ahead = max(1, min(_READ_AHEAD, self._batch_size))

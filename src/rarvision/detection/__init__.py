@@ -13,6 +13,7 @@ from rarvision.detection.proposing import (
     iter_proposals,
     one_by_one,
 )
+from rarvision.detection.recognising import RANKED, RANKED_TOP, RETRIEVAL, RegionReport, evaluate_regions
 from rarvision.detection.regions import RegionDataset
 from rarvision.detection.results import (
     Detections,
@@ -43,6 +44,9 @@ from rarvision.detection.vocabulary import Category, Vocabulary, clean_names
 
 __all__ = [
     "EVALUATOR_PRESETS",
+    "RANKED",
+    "RANKED_TOP",
+    "RETRIEVAL",
     "AnnotatedImage",
     "Annotations",
     "Category",
@@ -56,6 +60,7 @@ __all__ = [
     "ProposalReport",
     "Proposals",
     "RegionDataset",
+    "RegionReport",
     "Vocabulary",
     "VocabularyReport",
     "VocabularyTexts",
@@ -65,6 +70,7 @@ __all__ = [
     "clean_names",
     "detect_proposals",
     "evaluate_detections",
+    "evaluate_regions",
     "evaluator_preset",
     "iter_proposals",
     "nms_per_category",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, final, overload
 
 import numpy as np
+from jaxtyping import Int64
 from PIL.Image import Image
 
 from rarvision.datasets import Dataset, Item
@@ -70,6 +71,13 @@ class RegionDataset(Dataset):
     def items(self) -> Sequence[Item]:
         """One item a box, by image; made when it is asked for."""
         return self._items
+
+    def by_image(self) -> Iterator[tuple[int, Int64[np.ndarray, " m"]]]:
+        """Each image that has a box, in the annotations' order: its id, and its boxes' places in `items`."""
+        order = np.argsort(self._images, kind="stable")
+        starts = np.flatnonzero(np.diff(self._images[order], prepend=-1))
+        for places in np.split(order, starts[1:]) if len(order) else ():
+            yield int(self.annotations.image_ids[self._images[places[0]]]), places
 
     def item(self, index: int) -> Item:
         """The item of box ``index``."""
