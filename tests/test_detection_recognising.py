@@ -12,6 +12,7 @@ pytest.importorskip("faster_coco_eval")
 pytest.importorskip("msgspec")
 
 import rarvision as rv
+from colour_world import ScriptedRanker
 from rarvision.detection import (
     RANKED,
     RANKED_TOP,
@@ -33,7 +34,7 @@ from rarvision.memory import LocalMemory
 from rarvision.pipeline import Recognizer
 from rarvision.regions import CropRule
 from rarvision.retrieval import Retriever
-from rarvision.testing import FakeEncoder, ScriptedRanker
+from rarvision.testing import FakeEncoder
 from rarvision.types import Sample
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220), "black": (8, 8, 8), "white": (250,) * 3}
@@ -82,19 +83,17 @@ def regions(folder):
 
 @pytest.fixture
 def memory(tmp_path):
-    with LocalMemory.create(tmp_path / "memory", FakeEncoder()) as made:
+    with LocalMemory.create(tmp_path / "memory", encoder=FakeEncoder()) as made:
         made.add([Sample(source=name, image=Image.new("RGB", (24, 24), c), label=name) for name, c in COLOURS.items()])
         yield made
 
 
 def recognizer(memory, ranker=None, **options):
-    return Recognizer(
-        memory, retriever=Retriever(memory, k=3, source="image"), ranker=ranker, crop=PLAIN, **options
-    )
+    return Recognizer(memory, retriever=Retriever(memory, k=3, source="image"), ranker=ranker, crop=PLAIN, **options)
 
 
 def test_all_rows_come_from_one_run_and_equal_what_is_computed_by_hand(memory, regions):
-    ranker = ScriptedRanker("black", "green")
+    ranker = ScriptedRanker("black")
     report = evaluate_regions(recognizer(memory, ranker, ranker_weight="replace"), regions)
     assert list(report.rows) == [RETRIEVAL, RANKED, RANKED_TOP]
     assert report.regions == len(regions) == 4 + 3 + 3 + 2
@@ -158,7 +157,7 @@ def test_proposals_weigh_by_objectness(memory, folder):
 
 @pytest.mark.parametrize("preset", ["lvis", "regionclip", "regionspot", "tokenize-anything"])
 def test_blocks_of_boxes_change_nothing(memory, regions, preset, monkeypatch):
-    ranker = ScriptedRanker("white", "green")
+    ranker = ScriptedRanker("white")
     whole = evaluate_regions(recognizer(memory, ranker), regions, preset=preset)
     monkeypatch.setattr("rarvision.detection.recognising._BLOCK", 2)
     parts = evaluate_regions(recognizer(memory, ranker), regions, preset=preset)
@@ -171,8 +170,8 @@ def test_blocks_of_boxes_change_nothing(memory, regions, preset, monkeypatch):
 class Breaking(ScriptedRanker):
     """Answers so many questions, then is gone, or is interrupted."""
 
-    def __init__(self, *best, answers, error):
-        super().__init__(*best)
+    def __init__(self, first, *, answers, error):
+        super().__init__(first)
         self.left, self.error = answers, error
 
     def _rank_distinct(self, images, names):
@@ -185,8 +184,8 @@ class Breaking(ScriptedRanker):
 def test_a_run_goes_on_where_it_was_interrupted(memory, regions, tmp_path):
     out = tmp_path / "run.jsonl"
     whole = evaluate_regions(recognizer(memory, ScriptedRanker("black"), batch_size=2), regions)
+    breaking = Breaking("black", answers=8, error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        breaking = Breaking("black", answers=8, error=KeyboardInterrupt())
         evaluate_regions(recognizer(memory, breaking, batch_size=2), regions, out=out)
     done = [json.loads(line)["source"] for line in out.read_text().splitlines()[1:]]
     assert done == ["10", "11"]
@@ -236,7 +235,7 @@ def test_a_broken_image_fails_alone_and_is_tried_again(memory, folder, tmp_path)
 
 
 def test_vocabularies_that_do_not_meet(regions, tmp_path):
-    with LocalMemory.create(tmp_path / "other", FakeEncoder()) as memory:
+    with LocalMemory.create(tmp_path / "other", encoder=FakeEncoder()) as memory:
         memory.add([Sample(source=n, image=Image.new("RGB", (8, 8), n), label=n) for n in ("pink", "orange")])
         with pytest.raises(DatasetError, match=r"none of the 5 categories.*'orange'|'pink'"):
             evaluate_regions(recognizer(memory), regions)
