@@ -25,6 +25,7 @@ _PALETTE: Final = (
 )  # fmt: skip
 _PAPER, _INK = (255, 255, 255), (33, 37, 41)
 _MARGIN: Final = 14
+_ROOMY: Final = 8.0  # areas of the label that a box must have to carry it inside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +46,9 @@ class RegionLabel:
 def draw_regions(image: Image.Image, labels: Sequence[RegionLabel], path: Path) -> None:
     """Write the image with boxes and labels; labels do not cover each other.
 
-    A label stands above its box, else below, inside or beside it, where none stands yet; where there is no room, the
-    box has a number, which the list under the picture explains. Large boxes are drawn first. Images are brought to 960
-    to 2,400 pixels of their longer side.
+    A label stands above its box, else below, beside or, in a large one, inside it, where it covers neither a label
+    nor another box; where there is no such place, the box has its number, counted from 0, which the list under the
+    picture explains. Images are brought to 960 to 2,400 pixels of their longer side.
 
     Args:
         image: Upright RGB.
@@ -66,8 +67,8 @@ def draw_regions(image: Image.Image, labels: Sequence[RegionLabel], path: Path) 
     canvas = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
     canvas = canvas.copy() if canvas is image else canvas
     font = ImageFont.load_default(size=max(14, round(max(size) / 60)))
-    numbers = _draw(canvas, labels, share, font)
-    canvas = _with_list(canvas, [(number, labels[place].text) for place, number in numbers], font)
+    numbered = _draw(canvas, labels, share, font)
+    canvas = _with_list(canvas, [(i, labels[i].text) for i in sorted(numbered)], font)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
 
@@ -77,8 +78,8 @@ def _draw(
     labels: Sequence[RegionLabel],
     share: float,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> list[tuple[int, int]]:
-    """Draw on the canvas; returns the places and numbers of the labels that found no room."""
+) -> list[int]:
+    """Draw on the canvas; returns which labels found no room, so that their boxes have their numbers."""
     pen = ImageDraw.Draw(canvas)
     width = max(2, round(max(canvas.size) / 400))
     boxes = [_inside(label.box_xyxy, share, canvas.size) for label in labels]
@@ -86,19 +87,24 @@ def _draw(
     for i in order:
         pen.rectangle(boxes[i], outline=_colour(labels[i].category), width=width)
     taken: list[_Rectangle] = []
-    numbers: list[tuple[int, int]] = []
+    numbered: list[int] = []
     for i in sorted(order, key=lambda i: _area(boxes[i])):  # small boxes have the fewest places to choose from
         text = labels[i].text
-        place = _place(boxes[i], _text_size(pen, text, font), canvas.size, taken)
+        others = [box for other, box in enumerate(boxes) if other != i and not _contains(box, boxes[i])]
+        place = _place(boxes[i], _text_size(pen, text, font), canvas.size, [*taken, *others])
         if place is None:
-            numbers.append((i, len(numbers) + 1))
-            text = str(len(numbers))
+            numbered.append(i)
+            text = str(i)
             wanted = _text_size(pen, text, font)
-            place = _place(boxes[i], wanted, canvas.size, taken) or (*boxes[i][:2], *_end(boxes[i][:2], wanted))
+            place = (
+                _place(boxes[i], wanted, canvas.size, [*taken, *others])
+                or _place(boxes[i], wanted, canvas.size, taken)
+                or (*boxes[i][:2], *_end(boxes[i][:2], wanted))
+            )
         taken.append(place)
         pen.rectangle(place, fill=_colour(labels[i].category))
         pen.text((place[0] + 4, place[1] + 2), text, fill=_PAPER, font=font)
-    return numbers
+    return numbered
 
 
 def _place(
@@ -109,11 +115,13 @@ def _place(
     across, down = wanted
     starts = (
         (left, upper - down), (right - across, upper - down), (left, lower), (right - across, lower),
-        (left, upper), (left, lower - down), (right, upper), (left - across, upper),
+        (right, upper), (left - across, upper), (right, lower - down), (left - across, lower - down),
     )  # fmt: skip
+    if _area(box) > _ROOMY * across * down:
+        starts += ((left, upper), (left, lower - down))
     for x, y in starts:
         start = min(max(x, 0.0), size[0] - across), min(max(y, 0.0), size[1] - down)
-        if abs(start[1] - y) > 1 or start[0] < 0:
+        if abs(start[0] - x) > across / 2 or abs(start[1] - y) > 1 or start[0] < 0:
             continue
         found = (*start, *_end(start, wanted))
         if not any(_overlap(found, other) for other in taken):
@@ -165,6 +173,10 @@ def _area(box: _Rectangle) -> float:
 
 def _overlap(one: _Rectangle, other: _Rectangle) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _contains(one: _Rectangle, other: _Rectangle) -> bool:
+    return one[0] <= other[0] and one[1] <= other[1] and one[2] >= other[2] and one[3] >= other[3]
 
 
 def _colour(category: str) -> tuple[int, int, int]:
