@@ -113,7 +113,7 @@ def _place(
     """A rectangle beside, or in, the box that lies in the image and covers none that is taken."""
     left, upper, right, lower = box
     across, down = wanted
-    starts = (
+    starts: tuple[tuple[float, float], ...] = (
         (left, upper - down), (right - across, upper - down), (left, lower), (right - across, lower),
         (right, upper), (left - across, upper), (right, lower - down), (left - across, lower - down),
     )  # fmt: skip

@@ -245,7 +245,7 @@ def evaluate_regions(
 
     \b
     Examples:
-      rarvision memory create lvis.memory --vocabulary lvis_v1_val.json --template clip-7 --encoder MODEL
+      rarvision memory create lvis.memory lvis_v1_val.json --vocabulary --template clip-7 --encoder MODEL
       rarvision evaluate-regions lvis_v1_val.json --images coco/ -m lvis.memory -r MODEL --output run.jsonl
       rarvision evaluate-regions v3det_val.json -i v3det/ -m v3det.memory --rules v3det --proposals rpn.json
 
