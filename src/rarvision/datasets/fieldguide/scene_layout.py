@@ -21,7 +21,7 @@ Frequency = Literal["r", "c", "f"]
 
 _MOST, _FEWEST = 180.0, 1.0  # training objects of the most and of the least frequent category
 _RARE, _COMMON = 10, 100  # LVIS: training images at most
-_OBJECTS = (14, 34)  # of a scene, least and most
+_OBJECTS = (18, 44)  # of a scene, least and most
 _HABITATS: dict[str, tuple[tuple[Habitat, float], ...]] = {
     "birds": (("wood", 0.54), ("garden", 0.21), ("air", 0.25)),
     "fish": (("water", 1.0),),

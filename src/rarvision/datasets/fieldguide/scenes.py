@@ -15,9 +15,10 @@ from rarvision.datasets.fieldguide.drawing import Canvas
 from rarvision.datasets.fieldguide.hashing import Rolls, fold
 from rarvision.datasets.fieldguide.rendering import PAINTERS, expose, pose
 from rarvision.datasets.fieldguide.scene_layout import unit
+from rarvision.errors import DatasetError
 from rarvision.types import Box
 
-__all__ = ["HEIGHT", "WIDTH", "Drawn", "SceneObject", "draw_scene"]
+__all__ = ["HEIGHT", "WIDTH", "Cast", "Drawn", "SceneObject", "draw_scene"]
 
 WIDTH, HEIGHT = 640, 480
 _SPAN: Final = 1.25  # of a subject's own canvas: it may lean out of the picture that it has alone
@@ -25,7 +26,10 @@ _FILL: Final = 0.66  # the longer side of a subject over that canvas's, about
 _SIZES: Final = ((13.0, 30.0, 0.38), (34.0, 92.0, 0.42), (100.0, 230.0, 0.20))  # least, most pixels; share
 _TRIES: Final = 24
 _COVERED: Final = 0.35  # of the smaller of two, at most, if it can be had
-_NUISANCE: Final = 1.0
+_LEAST_VISIBLE: Final = 0.2  # of a subject, if it can be had
+_ROUNDS: Final = 4
+_NUISANCE: Final = 1.0  # of a subject: as where it is alone
+_LIGHT: Final = 0.6  # the same of the scene's light and grain
 _SPECK: Final = 9.0  # pixels: too far off to be annotated
 
 
@@ -72,37 +76,64 @@ class _Placed:
     speck: bool = False
 
 
-def draw_scene(
-    *,
-    habitat: Habitat,
-    domains: tuple[str, ...],
-    codes: Int[np.ndarray, "n 5"],
-    rows: Int64[np.ndarray, " n"],
-    key: int,
-) -> Drawn:
-    """Draw a scene; it depends on these arguments alone.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Cast:
+    """All that a scene depends on.
 
-    Args:
+    Attributes:
         habitat: What is behind.
         domains: Of each subject.
         codes: Their categories.
-        rows: What to call these in the result.
+        rows: What these are called in the result.
         key: Chooses places, poses, light.
     """
-    canvas = Canvas(Rolls(fold(key, 1)), WIDTH, _NUISANCE * 0.6)
-    x, y = canvas.x, canvas.y
-    backdrops.lay(canvas, habitat, y - 0.45 - canvas.rolls(8, -0.25, 0.25) * x)
+
+    habitat: Habitat
+    domains: tuple[str, ...]
+    codes: Int[np.ndarray, "n 5"]
+    rows: Int64[np.ndarray, " n"]
+    key: int
+
+
+def draw_scene(cast: Cast) -> Drawn:
+    """Draw a scene; it depends on its cast alone.
+
+    Returns:
+        The picture; every subject is visible in part, and annotated, in the order given.
+
+    Raises:
+        DatasetError: A subject is hidden by others whatever the order.
+    """
+    order, veiled = _places(len(cast.rows), cast.key), True
+    for attempt in range(_ROUNDS):
+        drawn, hidden = _attempt(cast, order, veiled=veiled)
+        if not hidden:
+            break
+        # What would be hidden comes to the front; in the end the smallest stand before all others.
+        last = attempt == _ROUNDS - 2
+        order = sorted(order, key=lambda place: -place.side if last else place.which in hidden)
+        veiled = False
+    if len(drawn.objects) < len(cast.rows):
+        raise DatasetError(f"scene {cast.key}: {len(cast.rows) - len(drawn.objects)} subjects are hidden by others")
+    return drawn
+
+
+def _attempt(cast: Cast, order: list[_Placed], *, veiled: bool) -> tuple[Drawn, set[int]]:
+    """The scene with its subjects drawn in an order, and those of which hardly anything is visible."""
+    rows, key = cast.rows, cast.key
+    canvas = Canvas(Rolls(fold(key, 1)), WIDTH, _LIGHT)
+    backdrops.lay(canvas, cast.habitat, canvas.y - 0.45 - canvas.rolls(8, -0.25, 0.25) * canvas.x)
     offset = (WIDTH - HEIGHT) // 2  # the canvas is square, the picture is its middle
     owner = np.full((WIDTH, WIDTH), -1, dtype=np.int64)
     whole = np.zeros(len(rows), dtype=np.int64)
-    places = _places(len(rows), key)
-    places += _specks(len(rows), key)
-    for number, place in enumerate(places):
-        colours, cover, mask = _cutout(domains[place.which], codes[place.which], fold(key, 2, number), place.side)
+    specks = _specks(len(rows), key)
+    for number, place in enumerate([*specks, *order]):
+        instance = number if place.speck else len(specks) + place.which
+        colours, cover, mask = _cutout(
+            cast.domains[place.which], cast.codes[place.which], fold(key, 2, instance), place.side
+        )
         top, left = place.upper + offset, place.left
         (r0, r1), (c0, c1) = (max(0, top), min(WIDTH, top + place.side)), (max(0, left), min(WIDTH, left + place.side))
-        if r0 >= r1 or c0 >= c1:
-            continue
         cut = (slice(r0 - top, r1 - top), slice(c0 - left, c1 - left))
         target = canvas.rgb[0, :, r0:r1, c0:c1]
         target *= 1.0 - cover[cut]
@@ -112,21 +143,20 @@ def draw_scene(
         if not place.speck:
             shown[mask[cut]] = place.which
             whole[place.which] = int(mask.sum())
-    canvas.cover = np.zeros_like(canvas.x)
-    backdrops.veil_of(canvas, habitat)
-    owner[canvas.cover[0] > 0.5] = -1
-    canvas.cover = None
+    if veiled:
+        canvas.cover = np.zeros_like(canvas.x)
+        backdrops.veil_of(canvas, cast.habitat)
+        owner[canvas.cover[0] > 0.5] = -1
     pixels = expose(canvas, fold(key, 1), WIDTH)[0, offset : offset + HEIGHT]
     owner = owner[offset : offset + HEIGHT]
     found = [_object(owner == which, int(rows[which]), int(whole[which])) for which in range(len(rows))]
-    present = {each.row for each in found if each is not None}
-    lacking = {int(rows[which]) for which, each in enumerate(found) if each is None}
-    lacking |= {int(rows[place.which]) for place in places if place.speck}
-    return Drawn(
+    hidden = {which for which, each in enumerate(found) if each is None or each.visible < _LEAST_VISIBLE}
+    drawn = Drawn(
         image=fromarray(pixels),
         objects=tuple(each for each in found if each is not None),
-        not_exhaustive_rows=tuple(sorted(lacking & present)),
+        not_exhaustive_rows=tuple(sorted({int(rows[place.which]) for place in specks})),
     )
+    return drawn, hidden
 
 
 def _object(mask: Bool[np.ndarray, "h w"], row: int, whole: int) -> SceneObject | None:
