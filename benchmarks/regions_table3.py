@@ -182,8 +182,8 @@ def table(found: dict[str, Any], options: argparse.Namespace) -> str:
     scales = ", ".join(f"{scale:g}" for scale in options.scales)
     intro = (
         f"Encoder `{options.encoder}`, ranker `mllm` ({options.strategy}), k = {options.k}; {first['boxes']:,} "
-        f"annotated boxes; evaluator preset `{options.preset}`, LVIS' rules; blurred crops of scales {scales} (small, medium, "
-        "large). All in percent."
+        f"annotated boxes; evaluator preset `{options.preset}`, LVIS' rules; blurred crops of scales {scales} (small, "
+        "medium, large). All in percent."
     )
     lines = [
         intro,
