@@ -23,10 +23,10 @@ from rarvision.detection import (
     read_detections,
     read_proposals,
     read_vocabulary,
-    to_xywh,
     write_detections,
 )
 from rarvision.errors import DatasetError, MissingExtraError, OptionError
+from rarvision.regions import to_xywh
 from rarvision.testing import check_dataset
 
 

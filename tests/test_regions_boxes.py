@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rarvision.errors import ImageError, InputError, OptionError
-from rarvision.regions import AdaptiveScale, accuracy_by_size, clipped_box, fit_adaptive_scale, to_xyxy
+from rarvision.errors import DatasetError, ImageError, InputError, OptionError
+from rarvision.regions import (
+    AdaptiveScale,
+    accuracy_by_size,
+    check_boxes_xywh,
+    clipped_box,
+    fit_adaptive_scale,
+    to_xyxy,
+)
 
 
 def test_notations_mean_the_same_boxes():
@@ -17,6 +24,19 @@ def test_notations_mean_the_same_boxes():
     assert to_xyxy([[10, 20, 30, 5], [0.5, 1, 2, 6]], notation="xywh").tolist() == expected
     assert to_xyxy([[25, 22.5, 30, 5], [1.5, 4, 2, 6]], notation="cxcywh").tolist() == expected
     assert to_xyxy([]).shape == (0, 4)
+
+
+def test_empty_boxes_pass_where_that_is_asked_for_and_negative_ones_never():
+    empty = [[10, 20, 0, 5], [1, 1, 2, 0]]
+    with pytest.raises(InputError, match="box 0 has no inside"):
+        to_xyxy(empty, notation="xywh")
+    assert to_xyxy(empty, notation="xywh", allow_empty=True).tolist() == [[10, 20, 10, 25], [1, 1, 3, 1]]
+    check_boxes_xywh(np.array(empty, dtype=float), str)
+    for wrong in ([5.0, 5.0, -1.0, 5.0], [0.0, 0.0, float("nan"), 1.0]):
+        with pytest.raises(InputError, match="box 0 is of negative size or is no number"):
+            to_xyxy([wrong], notation="xywh", allow_empty=True)
+        with pytest.raises(DatasetError, match=r"row 1: .*width and height not negative.*1 such"):
+            check_boxes_xywh(np.array([[0, 0, 0, 0], wrong]), "row {}".format)
 
 
 numbers = st.floats(-1e4, 1e4)

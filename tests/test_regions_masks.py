@@ -1,7 +1,8 @@
-"""Masks against plain rewrites of COCO's own code, and crops whose sharp part is a mask."""
+"""Masks against plain rewrites of COCO's own code and against pycocotools, and crops whose sharp part is a mask."""
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
+from needs import need
 from rarvision.errors import ImageError, InputError
 from rarvision.regions import Blur, CropRule, PolygonMask, RunLengthMask, crops, iter_crops, read_mask
 from rarvision.types import Sample
@@ -221,3 +223,60 @@ def test_a_stream_takes_masks_from_its_samples():
     expected = list(crops(image, [box, box], masks=[read_mask(polygon), None]))
     assert [crop.image for _, crop in found] == [crop.image for crop in expected]
     assert told == ["2"]
+
+
+quiet = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools, in numpy 2
+
+
+def pycocotools_mask():
+    need("pycocotools", group="detection")
+    return importlib.import_module("pycocotools.mask")
+
+
+@quiet
+@settings(max_examples=60)
+@given(pixel_masks())
+def test_run_lengths_are_those_of_pycocotools(pixels):
+    theirs = pycocotools_mask()
+    height, width = pixels.shape
+    compressed = theirs.encode(np.asfortranarray(pixels.astype(np.uint8)))
+    plain = {"size": [height, width], "counts": runs_of(pixels)}
+    again = theirs.frPyObjects(plain, height, width)
+    assert again["counts"] == compressed["counts"]
+    for segmentation in (compressed, plain, compressed | {"counts": compressed["counts"].decode()}):
+        mask = read_mask(segmentation, size=(width, height))
+        np.testing.assert_array_equal(shown(mask, (width, height)), theirs.decode(compressed) * 255)
+        left, upper, wide, high = theirs.toBbox(compressed)
+        assert mask.box_xyxy == (left, upper, left + wide, upper + high)
+
+
+def compare_with_pycocotools(theirs, polygons, size):
+    """The pixels in which both differ (ours counted from a half on), and how far those are from any edge."""
+    width, height = size
+    expected = theirs.decode(theirs.merge(theirs.frPyObjects(polygons, height, width))).astype(bool)
+    found = shown(read_mask(polygons), size) >= 128
+    ys, xs = np.nonzero(found != expected)
+    points, nearest = np.column_stack((xs, ys))[:, None] + 0.5, np.full(len(xs), np.inf)
+    for polygon in polygons:
+        starts = np.array(polygon).reshape(-1, 2)
+        along = np.roll(starts, -1, axis=0) - starts
+        share = ((points - starts) * along).sum(-1) / np.maximum((along * along).sum(-1), 1e-12)
+        gaps = np.linalg.norm(points - starts - share.clip(0, 1)[..., None] * along, axis=-1)
+        nearest = np.minimum(nearest, gaps.min(axis=1))
+    return expected, found, nearest.max(initial=0.0)
+
+
+@quiet
+@pytest.mark.data
+def test_polygons_of_a_real_file_are_those_of_pycocotools(data_dir):
+    theirs = pycocotools_mask()
+    truth = json.loads((data_dir / "lvis" / "lvis_v0.5_val_100.json").read_text())
+    sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
+    common = union = ours = official = 0
+    for row in truth["annotations"][::7]:
+        expected, found, farthest = compare_with_pycocotools(theirs, row["segmentation"], sizes[row["image_id"]])
+        assert farthest <= 1.5, f"annotation {row['id']}: more than the edge differs"
+        common, union = common + int((expected & found).sum()), union + int((expected | found).sum())
+        ours, official = ours + int(found.sum()), official + int(expected.sum())
+    assert common / union > 0.98
+    assert abs(ours / official - 1) < 0.01

@@ -25,7 +25,7 @@ from rarvision.calibration import (
 )
 from rarvision.errors import InputError, OptionError
 from rarvision.memory.base import Memory
-from rarvision.types import Candidate, Prediction, Ranking
+from rarvision.types import Candidate, CategoryScores, Prediction, Ranking
 
 __all__ = ["Judge", "fit_key", "keep_fit", "kept_fit", "merged", "parts_of", "ranked_places"]
 
@@ -222,6 +222,7 @@ class Judge:
         candidates: Sequence[Candidate],
         ranking: Ranking | None,
         *,
+        scores: CategoryScores | None = None,
         retrieval_ms: float,
         ranking_ms: float,
     ) -> Prediction:
@@ -229,9 +230,9 @@ class Judge:
         now = self._now
         distinct, firsts = merged(candidates)
         similarities = [candidate.similarity for candidate in distinct]
-        order, scores = ranked_places(ranking, firsts)
+        order, ranked = ranked_places(ranking, firsts)
         calibration = now.alone if order is None else now.mixed
-        log_probs = mixed_log_probs(similarities, order, scores, calibration, self._weight)
+        log_probs = mixed_log_probs(similarities, order, ranked, calibration, self._weight)
         unknown = unknown_probability(similarities, calibration, log_probs, parts_of(distinct))
         probabilities: Float[np.ndarray, " n"] = np.exp(log_probs) * (1.0 - unknown)
         best_first = np.argsort(-log_probs, kind="stable")
@@ -246,6 +247,7 @@ class Judge:
             ranking=ranking,
             unknown=calibration.reject_above is not None and unknown > calibration.reject_above,
             fit=now.status,
+            scores=scores,
             retrieval_ms=retrieval_ms,
             ranking_ms=ranking_ms,
         )

@@ -4,74 +4,58 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from PIL.Image import Image
 
+from rarvision.asking import Asker, Question, as_arguments
 from rarvision.calibration import Calibration, FitStatus, RankerFit, RankerWeight
-from rarvision.encoders import Views, check_views, ordered_map
-from rarvision.errors import (
-    ChatError,
-    ChatProtocolError,
-    ChatUnavailableError,
-    ChatUnsupportedError,
-    ImageError,
-    InputError,
-    MemoryEmptyError,
-    OptionError,
-    RarvisionError,
-)
+from rarvision.chat.threads import ordered_stream
+from rarvision.encoders import Views, check_views
+from rarvision.errors import ImageError, MemoryEmptyError, OptionError, RarvisionError
 from rarvision.exemplars import Exemplars
-from rarvision.images import Picture, load_image
 from rarvision.judging import Judge
 from rarvision.memory.base import Memory
+from rarvision.queries import (
+    Query,
+    RecognitionFailure,
+    Recognizable,
+    RegionView,
+    check_region_view,
+    iter_queries,
+)
 from rarvision.ranking import BaseRanker, NoExample, OptionPrior, Ranker, Showing, Shown, WorkedExample
-from rarvision.ranking.outage import Outage, fallback
+from rarvision.regions import CropRule
 from rarvision.retrieval import Retriever
-from rarvision.types import Candidate, Prediction, Ranking, Sample
+from rarvision.types import Candidate, CategoryScores, Prediction, Ranking
 from rarvision.worked import WorkedExamples
 
 __all__ = ["RecognitionFailure", "Recognizable", "Recognizer"]
 
-Recognizable = Sample | Path | str | bytes | Image
-"""What can be recognised: a sample, a path, the bytes of an image file, or a PIL image."""
-
-_READERS = 4
 _READ_AHEAD = 8
 _MAX_BATCH_PIXELS = 64_000_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecognitionFailure:
-    """An image that could not be recognised, and why; the others are not affected.
-
-    Attributes:
-        source: The sample's source.
-        error: What went wrong; its class tells the kind.
-    """
-
-    source: str
-    error: RarvisionError
+_LIGHT = 0.25  # what an image weighs that is not held any more, as it has its answer
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class _Case:
+    """An image on its way: what was retrieved for it in each order, and what the ranker is asked, or has answered."""
+
     source: str
-    image: Image
+    failure: RecognitionFailure | None = None
+    shown: Sequence[Sequence[Candidate]] = ()
+    answers: Sequence[Question | Ranking | ImageError | None] = ()
+    scores: CategoryScores | None = None
+    retrieval_ms: float = 0.0
+    ranking_ms: float = 0.0
 
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    image: Image
-    names: Sequence[str]
-    shown: Sequence[Shown] | None
-    worked: WorkedExample | NoExample | None
+    @property
+    def questions(self) -> list[Question]:
+        """Those without an answer."""
+        return [answer for answer in self.answers if isinstance(answer, Question)]
 
 
 class Recognizer:
@@ -100,6 +84,9 @@ class Recognizer:
             raised either way. An image that the MLLM's preprocessing refuses fails alone (False), or falls back.
         batch_size: Images that are encoded and ranked together.
         views: What is encoded of each image, see `rarvision.encoders.Views`: several views cost as many forward passes.
+        crop: How a sample with a box becomes the crop that is encoded and shown (section 3.2); None for the box alone.
+        region_view: What the ranker sees of a sample with a box, see `rarvision.queries.RegionView`.
+        keep_scores: Whether predictions carry retrieval's scores of all categories, `Prediction.scores`.
 
     Raises:
         OptionError: An option is out of range, ``k`` contradicts the retriever's, or the ranker wants a worked example
@@ -121,6 +108,9 @@ class Recognizer:
         allow_fallback: bool = False,
         batch_size: int = 32,
         views: Views = "whole",
+        crop: CropRule | None = None,
+        region_view: RegionView = "crop",
+        keep_scores: bool = False,
     ) -> None:
         if batch_size < 1:
             raise OptionError(f"batch_size must be at least 1, got {batch_size}")
@@ -136,7 +126,11 @@ class Recognizer:
         self._allow_fallback = allow_fallback
         self._batch_size = batch_size
         self._views = check_views(views)
-        self._outage = Outage()
+        self._crop = crop
+        self._region_view = check_region_view(region_view)
+        self._keep_scores = keep_scores
+        self._asker = None if ranker is None else Asker(ranker, allow_fallback=allow_fallback)
+        self._parallel = 1 if ranker is None else ranker.parallel_calls
         showing = Showing() if ranker is None else ranker.showing
         self._exemplars = Exemplars(memory, showing)
         self._worked = WorkedExamples(retriever) if showing.worked_example else None
@@ -199,6 +193,8 @@ class Recognizer:
             "views": self._views,
             "retriever": self._retriever.settings,
             "ranker": None if self._ranker is None else dict(self._ranker.settings),
+            **({} if self._crop is None else {"crop": asdict(self._crop)}),
+            **({} if self._region_view == "crop" else {"region_view": self._region_view}),
         }
 
     def recognize(self, image: Recognizable) -> Prediction:
@@ -221,7 +217,9 @@ class Recognizer:
     def iter_recognize(self, images: Iterable[Recognizable]) -> Generator[Prediction | RecognitionFailure]:
         """Recognise a stream of images of any length in bounded memory.
 
-        Images are read ahead in a few threads; a batch is closed early where its images are large.
+        Images are read ahead in a few threads; a batch is closed early where its images are large. A ranker that takes
+        several calls at a time, such as one over HTTP, is asked about each image as soon as it may be, across batches:
+        fewer at a time where the images are large.
 
         Args:
             images: Consumed as the outcomes are.
@@ -257,11 +255,13 @@ class Recognizer:
             MemoryEmptyError: The memory holds nothing.
             ChatError: The MLLM cannot answer, and ``allow_fallback`` is off.
         """
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
-            ahead = max(1, min(_READ_AHEAD, self._batch_size))
-            loaded = ordered_map(self._load, enumerate(images), pool=pool, ahead=ahead)
-            for batch in self._batches(loaded):
-                yield from self._recognize_loaded(batch, orders)
+        with (
+            closing(self._loaded(images)) as loaded,
+            closing(self._answered(self._cases(self._batches(loaded), orders))) as answered,
+        ):
+            for group in answered:
+                for case in group:
+                    yield self._outcome(case)
 
     def estimate_bias(self, images: Iterable[Recognizable]) -> OptionPrior:
         """Estimate the ranker's prior of letters and places from the candidates of a few images; see `Ranker`.
@@ -277,102 +277,157 @@ class Recognizer:
         """
         if not isinstance(self._ranker, Ranker):
             raise OptionError("a prior of letters and places is a Ranker's; this recognizer has none")
-        questions: list[_Question] = []
-        for batch in self._batches(map(self._load, enumerate(images))):
-            loaded, found, _ = self._retrieve_loaded(batch)
-            questions += self._questions(loaded, found)
-        return self._ranker.estimate_bias(**_asked(questions))
+        questions: list[Question] = []
+        with closing(self._loaded(images)) as every:
+            for batch in self._batches(every):
+                loaded, found, _, _ = self._retrieve_loaded(batch)
+                questions += self._questions(loaded, found)
+        return self._ranker.estimate_bias(**as_arguments(questions))
 
     def with_ranker(self, ranker: BaseRanker | None) -> Recognizer:
         """The same recognizer with another ranker."""
-        return Recognizer(
-            self._memory,
-            ranker=ranker,
-            retriever=self._retriever,
+        return self._with(ranker=ranker)
+
+    def with_scores(self) -> Recognizer:
+        """The same recognizer, whose predictions carry retrieval's scores of all categories."""
+        return self._with(keep_scores=True)
+
+    def _with(self, **changed: Any) -> Recognizer:
+        options: dict[str, Any] = {
+            "ranker": self._ranker,
+            "retriever": self._retriever,
             **self._judging,
-            allow_fallback=self._allow_fallback,
-            batch_size=self._batch_size,
-            views=self._views,
-        )
+            "allow_fallback": self._allow_fallback,
+            "batch_size": self._batch_size,
+            "views": self._views,
+            "crop": self._crop,
+            "region_view": self._region_view,
+            "keep_scores": self._keep_scores,
+        }
+        return Recognizer(self._memory, **{**options, **changed})
 
-    def _load(self, numbered: tuple[int, Recognizable]) -> _Loaded | RecognitionFailure:
-        number, given = numbered
-        if not isinstance(given, Sample | Path | str | bytes | Image):
-            raise InputError(
-                f"expected a Sample, a path, bytes or a PIL image, got {type(given).__name__}: {given!r:.80}"
-            )
-        image = given.image if isinstance(given, Sample) else given
-        if isinstance(given, Sample):
-            source = given.source
-        elif isinstance(given, Path | str):
-            source = str(given)
-        else:
-            source = str(getattr(given, "filename", "") or f"image {number}")
-        try:
-            loaded = load_image(image)
-            if isinstance(given, Sample) and given.box_xyxy is not None:
-                loaded = Picture.of(loaded).cropped(given.box_xyxy).whole()
-            return _Loaded(source, loaded)
-        except ImageError as error:
-            return RecognitionFailure(source=source, error=error)
+    def _loaded(self, images: Iterable[Recognizable]) -> Generator[Query | RecognitionFailure]:
+        ahead = max(1, min(_READ_AHEAD, self._batch_size))
+        return iter_queries(images, self._crop, self._region_view, ahead=ahead)
 
-    def _batches(self, loaded: Iterable[_Loaded | RecognitionFailure]) -> Iterator[list[_Loaded | RecognitionFailure]]:
-        batch: list[_Loaded | RecognitionFailure] = []
+    def _batches(self, loaded: Iterable[Query | RecognitionFailure]) -> Iterator[list[Query | RecognitionFailure]]:
+        batch: list[Query | RecognitionFailure] = []
         pixels = 0
         for item in loaded:
             batch.append(item)
-            pixels += item.image.width * item.image.height if isinstance(item, _Loaded) else 0
+            pixels += item.pixels if isinstance(item, Query) else 0
             if len(batch) >= self._batch_size or pixels >= _MAX_BATCH_PIXELS:
                 yield batch
                 batch, pixels = [], 0
         if batch:
             yield batch
 
-    def _recognize_loaded(
-        self, batch: Sequence[_Loaded | RecognitionFailure], orders: Callable[[str, int], Sequence[Sequence[int]]]
-    ) -> Iterator[tuple[Prediction, ...] | RecognitionFailure]:
-        started = time.perf_counter()
-        self._judge.refresh()
-        good, found, failures = self._retrieve_loaded(batch)
-        retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
-        shown = [
-            [[candidates[place] for place in order] for order in orders(item.source, len(candidates))]
-            for item, candidates in zip(good, found, strict=True)
+    def _cases(
+        self,
+        batches: Iterable[Sequence[Query | RecognitionFailure]],
+        orders: Callable[[str, int], Sequence[Sequence[int]]],
+    ) -> Iterator[list[_Case]]:
+        """What is to be asked together: a batch, or each image where the ranker takes several calls at a time."""
+        for batch in batches:
+            started = time.perf_counter()
+            self._judge.refresh()
+            good, found, failures, scores = self._retrieve_loaded(batch)
+            retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
+            shown = [
+                [[candidates[place] for place in order] for order in orders(item.source, len(candidates))]
+                for item, candidates in zip(good, found, strict=True)
+            ]
+            questions = iter(
+                self._gated(
+                    [item for item, each in zip(good, shown, strict=True) for _ in each],
+                    [candidates for each in shown for candidates in each],
+                )
+            )
+            done = iter(
+                _Case(item.source, None, each, [next(questions) for _ in each], of_item, retrieval_ms)
+                for item, each, of_item in zip(good, shown, scores, strict=True)
+            )
+            cases = [next(done) if failure is None else _Case(failure.source, failure) for failure in failures]
+            yield from [cases] if self._parallel == 1 else ([case] for case in cases)
+
+    def _gated(self, items: Sequence[Query], found: Sequence[Sequence[Candidate]]) -> list[Question | Ranking | None]:
+        """What to ask about each image; a ranking where retrieval is sure of it, None where there is no ranker."""
+        if self._ranker is None:
+            return [None] * len(items)
+        strategy, gated = self._ranker.strategy, self._judge.gated
+        skipped = [self._judge.skip(candidates, strategy) if gated else None for candidates in found]
+        asked = [i for i, ranking in enumerate(skipped) if ranking is None]
+        questions = iter(self._questions([items[i] for i in asked], [found[i] for i in asked]))
+        return [next(questions) if ranking is None else ranking for ranking in skipped]
+
+    def _questions(self, items: Sequence[Query], found: Sequence[Sequence[Candidate]]) -> list[Question]:
+        nothing = [None] * len(items)
+        shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or nothing
+        worked: Sequence[WorkedExample | NoExample | None] = self._worked.of(nothing) if self._worked else nothing
+        return [
+            Question(item.view, [candidate.category for candidate in candidates], each, example)
+            for item, candidates, each, example in zip(items, found, shown, worked, strict=True)
         ]
-        started = time.perf_counter()
-        rankings = iter(
-            self._gated(
-                [item for item, each in zip(good, shown, strict=True) for _ in each],
-                [candidates for each in shown for candidates in each],
-            )
+
+    def _answered(self, groups: Iterable[list[_Case]]) -> Generator[list[_Case]]:
+        """The same in the same order, ranked; as many at a time as the ranker takes."""
+        if self._parallel == 1:
+            yield from map(self._ask, groups)
+            return
+        ahead = 2 * self._parallel + self._batch_size  # as many wait as are under way, and a batch is encoded meanwhile
+
+        def weight(group: list[_Case]) -> float:
+            pixels = max((q.image.width * q.image.height for case in group for q in case.questions), default=0)
+            return max(1 / ahead, pixels / _MAX_BATCH_PIXELS) if pixels else _LIGHT / ahead
+
+        yield from ordered_stream(
+            self._ask, groups, threads=self._parallel, weight=weight, weight_answered=_LIGHT / ahead
         )
-        ranking_ms = (time.perf_counter() - started) * 1000 / max(1, len(good)) if self._ranker else 0.0
-        lists = iter(zip(good, shown, strict=True))
-        for failure in failures:
-            if failure is not None:
-                yield failure
-                continue
-            item, each = next(lists)
-            mine = [next(rankings) for _ in each]
-            refused = [ranking for ranking in mine if isinstance(ranking, ImageError)]
-            if refused:
-                yield RecognitionFailure(source=item.source, error=refused[0])
-                continue
-            yield tuple(
-                self._judge.predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
-                for candidates, ranking in zip(each, mine, strict=True)
-                if not isinstance(ranking, ImageError)
+
+    def _ask(self, group: list[_Case]) -> list[_Case]:
+        """With the answers to its questions; called in several threads where the ranker takes several calls."""
+        questions = [question for case in group for question in case.questions]
+        if self._asker is None or not questions:
+            return group
+        found, seconds = self._asker.ask(questions)
+        answers, good = iter(found), sum(case.failure is None for case in group)
+        return [
+            replace(
+                case,
+                answers=[next(answers) if isinstance(each, Question) else each for each in case.answers],
+                ranking_ms=1000 * seconds / good,
             )
+            for case in group
+        ]
+
+    def _outcome(self, case: _Case) -> tuple[Prediction, ...] | RecognitionFailure:
+        """Predictions from what was retrieved and answered, or why there are none."""
+        if case.failure is not None:
+            return case.failure
+        refused = [answer for answer in case.answers if isinstance(answer, ImageError)]
+        if refused:
+            return RecognitionFailure(source=case.source, error=refused[0])
+        times = {"retrieval_ms": case.retrieval_ms, "ranking_ms": case.ranking_ms}
+        return tuple(
+            self._judge.predict(case.source, candidates, ranking, scores=case.scores, **times)
+            for candidates, ranking in zip(case.shown, case.answers, strict=True)
+            if not isinstance(ranking, ImageError | Question)
+        )
 
     def _retrieve_loaded(
-        self, batch: Sequence[_Loaded | RecognitionFailure]
-    ) -> tuple[list[_Loaded], Sequence[Sequence[Candidate]], list[RecognitionFailure | None]]:
-        """What could be encoded, its candidates, and for each of the batch its failure, None where there is none."""
+        self, batch: Sequence[Query | RecognitionFailure]
+    ) -> tuple[
+        list[Query],
+        Sequence[Sequence[Candidate]],
+        list[RecognitionFailure | None],
+        Sequence[CategoryScores | None],
+    ]:
+        """What could be encoded, its candidates, for each of the batch its failure or None, and all scores if kept."""
         vectors: list[Float[np.ndarray, " dim"]] = []
-        good: list[_Loaded] = []
+        good: list[Query] = []
         failures: list[RecognitionFailure | None] = []
         for item, vector in zip(batch, self._encode(batch), strict=True):
-            if isinstance(item, _Loaded) and isinstance(vector, np.ndarray):
+            if isinstance(item, Query) and isinstance(vector, np.ndarray):
                 good.append(item)
                 vectors.append(vector)
                 failures.append(None)
@@ -380,17 +435,22 @@ class Recognizer:
                 failures.append(RecognitionFailure(source=item.source, error=vector))
             elif isinstance(item, RecognitionFailure):
                 failures.append(item)
-        found = self._retriever.retrieve(np.stack(vectors)) if good else []
+        found: Sequence[Sequence[Candidate]] = []
+        scores: Sequence[CategoryScores | None] = [None] * len(good)
+        if good and self._keep_scores:
+            found, scores = self._retriever.retrieve_scored(np.stack(vectors))
+        elif good:
+            found = self._retriever.retrieve(np.stack(vectors))
         if not all(found):
             raise MemoryEmptyError("the memory holds nothing that could be retrieved; add images or names first")
-        return good, found, failures
+        return good, found, failures, scores
 
     def _encode(
-        self, batch: Sequence[_Loaded | RecognitionFailure]
+        self, batch: Sequence[Query | RecognitionFailure]
     ) -> list[Float[np.ndarray, " dim"] | RarvisionError | None]:
         """A unit vector for each loaded image, or the error where it cannot be encoded."""
         encoder = self._memory.encoder
-        images = [item.image for item in batch if isinstance(item, _Loaded)]
+        images = [item.image for item in batch if isinstance(item, Query)]
         vectors: list[Float[np.ndarray, " dim"] | RarvisionError]
         try:
             vectors = (
@@ -404,90 +464,4 @@ class Recognizer:
                 except RarvisionError as error:
                     vectors.append(error)
         encoded = iter(vectors)
-        return [next(encoded) if isinstance(item, _Loaded) else None for item in batch]
-
-    def _gated(
-        self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
-    ) -> Sequence[Ranking | ImageError | None]:
-        """A ranking for each image; those that retrieval is sure of are not asked about."""
-        if self._ranker is None or not self._judge.gated:
-            return self._rank(items, found)
-        skipped = [self._judge.skip(candidates, self._ranker.strategy) for candidates in found]
-        asked = [i for i, ranking in enumerate(skipped) if ranking is None]
-        answers = iter(self._rank([items[i] for i in asked], [found[i] for i in asked]))
-        return [next(answers) if ranking is None else ranking for ranking in skipped]
-
-    def _rank(
-        self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
-    ) -> Sequence[Ranking | ImageError | None]:
-        """A ranking for each image, or the error where the MLLM's preprocessing refuses it."""
-        if self._ranker is None:
-            return [None] * len(items)
-        questions = self._questions(items, found)
-        rankings: list[Ranking | ImageError] = []
-        if questions and self._outage.suspected and not self._outage.waiting:
-            rankings.append(self._rank_alone(self._ranker, questions[0]))
-        left = questions[len(rankings) :]
-        if self._outage.suspected:
-            return [*rankings, *(self._outage.not_asked(len(each.names), self._ranker.strategy) for each in left)]
-        return [*rankings, *self._rank_together(self._ranker, left)]
-
-    def _questions(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[_Question]:
-        nothing = [None] * len(items)
-        shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or nothing
-        worked: Sequence[WorkedExample | NoExample | None] = self._worked.of(nothing) if self._worked else nothing
-        return [
-            _Question(item.image, [candidate.category for candidate in candidates], each, example)
-            for item, candidates, each, example in zip(items, found, shown, worked, strict=True)
-        ]
-
-    def _rank_together(self, ranker: BaseRanker, questions: Sequence[_Question]) -> list[Ranking | ImageError]:
-        """As a batch; where that fails one by one, until the MLLM is taken to be down: only what fails falls back."""
-        if len(questions) == 1:
-            return [self._rank_alone(ranker, questions[0])]
-        try:
-            return list(_ask(ranker, questions))
-        except (ChatError, ImageError) as error:
-            if self._must_raise(error):
-                raise
-        rankings: list[Ranking | ImageError] = []
-        for question in questions:
-            if self._outage.suspected:
-                rankings.append(self._outage.not_asked(len(question.names), ranker.strategy))
-            else:
-                rankings.append(self._rank_alone(ranker, question))
-        return rankings
-
-    def _rank_alone(self, ranker: BaseRanker, question: _Question) -> Ranking | ImageError:
-        candidates = question.names
-        try:
-            (ranking,) = _ask(ranker, [question])
-        except (ChatError, ImageError) as error:
-            if self._must_raise(error):
-                raise
-            self._outage.note(error)
-            if isinstance(error, ImageError) and not self._allow_fallback:
-                return error
-            no_answer = isinstance(error, ChatUnavailableError | ChatProtocolError)
-            return fallback(len(candidates), ranker.strategy, f"{type(error).__name__}: {error}", unanswered=no_answer)
-        self._outage.note(None)
-        return ranking
-
-    def _must_raise(self, error: ChatError | ImageError) -> bool:
-        """Whether an error is more than one image's."""
-        return isinstance(error, ChatUnsupportedError) or (isinstance(error, ChatError) and not self._allow_fallback)
-
-
-def _ask(ranker: BaseRanker, questions: Sequence[_Question]) -> Sequence[Ranking]:
-    return ranker.rank_batch(**_asked(questions))
-
-
-def _asked(questions: Sequence[_Question]) -> dict[str, Any]:
-    """What `BaseRanker.rank_batch` is given; nothing beside the names where a ranker wants nothing."""
-    shown, worked = [question.shown for question in questions], [question.worked for question in questions]
-    return {
-        "images": [question.image for question in questions],
-        "names": [question.names for question in questions],
-        **({"shown": shown} if any(each is not None for each in shown) else {}),
-        **({"worked": worked} if any(each is not None for each in worked) else {}),
-    }
+        return [next(encoded) if isinstance(item, Query) else None for item in batch]

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+from jaxtyping import Float
+
 from rarvision.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Candidate",
+    "CategoryScores",
     "Entry",
     "Modality",
     "Neighbour",
@@ -190,6 +194,19 @@ class Ranking:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CategoryScores:
+    """Retrieval's scores of all categories for one image.
+
+    Attributes:
+        names: The categories, shared by all images of a batch.
+        values: Cosine-like, higher is closer; ``-inf`` where a category could not be scored.
+    """
+
+    names: tuple[str, ...] = field(repr=False)
+    values: Float[np.ndarray, " c"] = field(repr=False)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """The answer for one image.
@@ -206,6 +223,7 @@ class Prediction:
         unknown: Whether the answer is "unknown": ``unknown_probability`` reached the threshold. ``label`` is then the
             least unlikely of the candidates.
         fit: What the probabilities rest on, see `rarvision.calibration.FitStatus`.
+        scores: Of all categories, where the recogniser keeps them; else None.
         retrieval_ms: Wall time of encoding and search for this image, milliseconds (its share of the batch).
         ranking_ms: The same for the ranker.
     """
@@ -219,6 +237,7 @@ class Prediction:
     ranking: Ranking | None = None
     unknown: bool = False
     fit: str = "unfitted"
+    scores: CategoryScores | None = field(default=None, compare=False, repr=False)
     retrieval_ms: float = 0.0
     ranking_ms: float = 0.0
 

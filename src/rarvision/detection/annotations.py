@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import final, overload
+from typing import NotRequired, TypedDict, final, overload
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from rarvision.detection.boxes import check_boxes_xywh, to_xyxy
 from rarvision.detection.files import LIMIT_BYTES, read_json
 from rarvision.detection.vocabulary import Category, Frequency, Vocabulary
 from rarvision.errors import DatasetError
+from rarvision.regions import check_boxes_xywh, to_xyxy
 
 __all__ = ["AnnotatedImage", "Annotations", "read_annotations", "read_vocabulary"]
 
@@ -79,11 +79,17 @@ class _AnnotationRow:
     iscrowd: int = 0
 
 
-@dataclass(slots=True)
-class _CategoryRow:
-    id: int
-    name: str
-    frequency: str | None = None
+# A field is called def, which no class can have.
+_CategoryRow = TypedDict(
+    "_CategoryRow",
+    {
+        "id": int,
+        "name": str,
+        "frequency": NotRequired[str | None],
+        "synonyms": NotRequired[list[str] | None],
+        "def": NotRequired[str | None],
+    },
+)
 
 
 @dataclass(slots=True)
@@ -178,7 +184,7 @@ class Annotations(Sequence[AnnotatedImage]):
             path=self.path(index),
             width=image.width,
             height=image.height,
-            boxes_xyxy=to_xyxy(self.boxes_xywh[boxes]),
+            boxes_xyxy=to_xyxy(self.boxes_xywh[boxes], notation="xywh", allow_empty=True),
             category_ids=self.category_ids[boxes],
             categories=tuple(self.vocabulary.names[column] for column in columns),
             frequencies=tuple(self.vocabulary[column].frequency for column in columns.tolist()),
@@ -278,6 +284,8 @@ def read_annotations(
 def read_vocabulary(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Vocabulary:
     """Read the categories of an annotation file, of a list of categories, or of a text file.
 
+    Synonyms and definitions are read where the file has them, as LVIS' files do (``synonyms``, ``def``).
+
     Args:
         path: A ``.json`` file that holds ``categories``, or is the list itself, as ``lvis_v1_train_cat_info.json``; or
             a ``.txt`` file with a name a line, as V3Det's, whose ids count from 1.
@@ -293,7 +301,7 @@ def read_vocabulary(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Voca
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{path}: cannot be read as text: {error}") from error
-        return _vocabulary([_CategoryRow(i, line) for i, line in enumerate(lines, start=1)], path.name)
+        return _vocabulary([{"id": i, "name": line} for i, line in enumerate(lines, start=1)], path.name)
     kind = _CategoriesOnly | list[_CategoryRow]
     read: _CategoriesOnly | list[_CategoryRow] = read_json(
         path,
@@ -306,7 +314,16 @@ def read_vocabulary(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Voca
 
 def _vocabulary(rows: list[_CategoryRow], name: str) -> Vocabulary:
     try:
-        categories = [Category(id=row.id, name=row.name, frequency=row.frequency) for row in rows]  # type: ignore[arg-type]  # checked at birth
+        categories = [
+            Category(
+                id=row["id"],
+                name=row["name"],
+                frequency=row.get("frequency"),  # type: ignore[arg-type]  # checked at birth
+                synonyms=tuple(row.get("synonyms") or ()),
+                definition=row.get("def"),
+            )
+            for row in rows
+        ]
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from None
     return Vocabulary(categories, name=name)

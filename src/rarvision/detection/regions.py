@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, final, overload
 
 import numpy as np
+from jaxtyping import Int64
 from PIL.Image import Image
 
 from rarvision.datasets import Dataset, Item
 from rarvision.detection.annotations import Annotations
-from rarvision.detection.boxes import to_xyxy
 from rarvision.detection.results import Proposals
 from rarvision.errors import DatasetError
+from rarvision.regions import to_xyxy
 from rarvision.types import Box, box_suffix
 
 __all__ = ["RegionDataset"]
@@ -39,7 +40,8 @@ class RegionDataset(Dataset):
         self.annotations = annotations
         self._name = annotations.name if proposals is None else f"{annotations.name} (proposals)"
         if proposals is None:
-            self._images, boxes = annotations.box_images, to_xyxy(annotations.boxes_xywh)
+            self._images = annotations.box_images
+            boxes = to_xyxy(annotations.boxes_xywh, notation="xywh", allow_empty=True)
             self._rows, dropped = np.arange(len(boxes)), annotations.crowd
             self._objectness = None
             self._columns = annotations.vocabulary.columns(annotations.category_ids)
@@ -69,6 +71,13 @@ class RegionDataset(Dataset):
     def items(self) -> Sequence[Item]:
         """One item a box, by image; made when it is asked for."""
         return self._items
+
+    def by_image(self) -> Iterator[tuple[int, Int64[np.ndarray, " m"]]]:
+        """Each image that has a box, in the annotations' order: its id, and its boxes' places in `items`."""
+        order = np.argsort(self._images, kind="stable")
+        starts = np.flatnonzero(np.diff(self._images[order], prepend=-1))
+        for places in np.split(order, starts[1:]) if len(order) else ():
+            yield int(self.annotations.image_ids[self._images[places[0]]]), places
 
     def item(self, index: int) -> Item:
         """The item of box ``index``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int, Int64
 
 from rarvision.detection.annotations import Annotations
-from rarvision.detection.boxes import check_boxes_xywh, to_xyxy
 from rarvision.detection.files import LIMIT_BYTES, read_json
 from rarvision.detection.vocabulary import Vocabulary
 from rarvision.errors import DatasetError, InputError, OptionError
+from rarvision.regions import check_boxes_xywh, to_xywh, to_xyxy
 
 __all__ = [
     "Detections",
@@ -68,7 +68,7 @@ class Detections:
     @property
     def boxes_xyxy(self) -> Float[np.ndarray, "n 4"]:
         """Pixels: left, upper, right, lower."""
-        return to_xyxy(self.boxes_xywh)
+        return to_xyxy(self.boxes_xywh, notation="xywh", allow_empty=True)
 
     @classmethod
     def concatenate(cls, parts: Iterable[Detections]) -> Detections:
@@ -218,7 +218,8 @@ class Proposals(Mapping[int, ImageProposals]):
             order = order[np.sort(first)]
         ids, starts = np.unique(image_ids[order], return_index=True)
         ends = np.append(starts, len(order))[1:].tolist()
-        self._boxes, self._objectness = to_xyxy(boxes_xywh[order]), np.asarray(objectness, dtype=np.float64)[order]
+        self._boxes = to_xyxy(boxes_xywh[order], notation="xywh", allow_empty=True)
+        self._objectness = np.asarray(objectness, dtype=np.float64)[order]
         self._spans = {
             int(id_): slice(int(start), end if per_image is None else min(end, int(start) + per_image))
             for id_, start, end in zip(ids, starts, ends, strict=True)
@@ -244,6 +245,37 @@ class Proposals(Mapping[int, ImageProposals]):
     def boxes_count(self) -> int:
         """How many boxes there are over all images."""
         return sum(span.stop - span.start for span in self._spans.values())
+
+    @classmethod
+    def of_images(
+        cls, images: Sequence[ImageProposals], *, per_image: int | None = None, min_objectness: float | None = None
+    ) -> Proposals:
+        """The boxes of several images together; options are those of the class."""
+        nothing = np.zeros((0, 4))
+        counts = [len(image.objectness) for image in images]
+        return cls(
+            np.repeat(np.array([image.image_id for image in images], dtype=np.int64), counts),
+            to_xywh(np.concatenate([nothing, *(image.boxes_xyxy for image in images)])),
+            np.concatenate([nothing[:, 0], *(image.objectness for image in images)]),
+            per_image=per_image,
+            min_objectness=min_objectness,
+        )
+
+    def detections(self) -> Detections:
+        """The boxes as the official results file has them, objectness as score, for `write_detections`.
+
+        The category is 1 for all, as class-agnostic evaluation takes it: proposals have none, and `read_proposals` does
+        not look at it.
+        """
+        images = list(self.values())
+        counts = [len(image.objectness) for image in images]
+        nothing = np.zeros((0, 4))
+        return Detections(
+            image_ids=np.repeat(np.array(list(self), dtype=np.int64), counts),
+            category_ids=np.ones(sum(counts), dtype=np.int64),
+            boxes_xywh=to_xywh(np.concatenate([nothing, *(image.boxes_xyxy for image in images)])),
+            scores=np.concatenate([nothing[:, 0], *(image.objectness for image in images)]),
+        )
 
     @classmethod
     def from_annotations(cls, annotations: Annotations) -> Proposals:

@@ -9,10 +9,11 @@ from typing import Literal, final
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
-from rarvision.detection.boxes import nms_per_category, to_xywh, top_pairs
 from rarvision.detection.results import Detections
+from rarvision.detection.selecting import nms_per_category, top_pairs
 from rarvision.detection.vocabulary import Vocabulary
 from rarvision.errors import InputError, OptionError
+from rarvision.regions import to_xywh
 
 __all__ = [
     "EVALUATOR_PRESETS",
@@ -180,6 +181,23 @@ class EvaluatorPreset:
             )
         if not np.isfinite(scores).all():
             raise InputError(f"image {image_id}: scores must be finite")
+        values, (rows, columns) = self.chosen(boxes_xyxy, scores, objectness=objectness)
+        return Detections(
+            image_ids=np.full(len(rows), image_id, dtype=np.int64),
+            category_ids=vocabulary.ids[columns],
+            boxes_xywh=to_xywh(boxes_xyxy)[rows],
+            scores=values,
+            vocabulary=vocabulary,
+        )
+
+    def chosen(
+        self,
+        boxes_xyxy: Float[np.ndarray, "n 4"],
+        scores: Float[np.ndarray, "n c"],
+        *,
+        objectness: Float[np.ndarray, " n"] | Sequence[float] | None = None,
+    ) -> tuple[Float64[np.ndarray, " m"], tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]]:
+        """What `detections` chooses: scores with objectness, the highest first, and their rows and columns."""
         scores = self._with_objectness(scores, objectness)
         if self.nms_iou is None:
             rows, columns = top_pairs(scores, limit=self.per_image, min_score=self.min_score)
@@ -187,13 +205,7 @@ class EvaluatorPreset:
             rows, columns = nms_per_category(
                 boxes_xyxy, scores, iou=self.nms_iou, limit=self.per_image, min_score=self.min_score
             )
-        return Detections(
-            image_ids=np.full(len(rows), image_id, dtype=np.int64),
-            category_ids=vocabulary.ids[columns],
-            boxes_xywh=to_xywh(boxes_xyxy)[rows],
-            scores=scores[rows, columns].astype(np.float64),
-            vocabulary=vocabulary,
-        )
+        return scores[rows, columns].astype(np.float64), (rows, columns)
 
     def _with_objectness(
         self, scores: Float[np.ndarray, "n c"], objectness: Float[np.ndarray, " n"] | Sequence[float] | None

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from rarvision.errors import DatasetError, OptionError
 
-__all__ = ["Category", "Frequency", "Vocabulary", "clean_names"]
+__all__ = ["Category", "Frequency", "Vocabulary", "clean_names", "said"]
 
 Frequency = Literal["r", "c", "f"]
 """LVIS' groups by training images: rare (1 to 10), common (11 to 100), frequent (more)."""
@@ -30,11 +30,15 @@ class Category:
         id: Its number in annotations and results.
         name: Its name there, such as ``bow_(weapon)``.
         frequency: Its group in LVIS; None elsewhere.
+        synonyms: Other names as the file has them, perhaps with the name itself among them, as in LVIS.
+        definition: What it is, in words; None where the file does not say.
     """
 
     id: int
     name: str
     frequency: Frequency | None = None
+    synonyms: tuple[str, ...] = ()
+    definition: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -175,7 +179,7 @@ def clean_names(names: Sequence[str]) -> list[str]:
         ['pin non jewelry', 'air conditioner', 'a (b)', 'a b']
     """
     ways = [
-        [_spaced(re.sub(r"[()]", " ", name.replace("_", " "))) or name for name in names],
+        [said(name) for name in names],
         [_spaced(name.replace("_", " ")) or name for name in names],
         list(names),
     ]
@@ -190,6 +194,11 @@ def clean_names(names: Sequence[str]) -> list[str]:
             return now
         for i in clashing:
             chosen[i] += 1
+
+
+def said(name: str) -> str:
+    """One name as one would say it, whatever the others are: what `clean_names` begins with."""
+    return _spaced(re.sub(r"[()]", " ", name.replace("_", " "))) or name
 
 
 def _spaced(text: str) -> str:

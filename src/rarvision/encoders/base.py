@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from rarvision.encoders.templates import check_templates
 from rarvision.encoders.views import Views, check_views, smallest_view, views_of
 from rarvision.errors import EncoderError, ImageError, OptionError
 from rarvision.images import Picture, load_picture
@@ -22,7 +23,6 @@ __all__ = [
     "Encoder",
     "Prepared",
     "batch_size_of",
-    "check_templates",
     "ordered_map",
     "probe_matches",
     "same_encoder",
@@ -37,15 +37,6 @@ _PROBE_TEXTS = ("a photo of a small red bird", "42 striped fish")
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-
-def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """The templates as a tuple; raises `OptionError` where one lacks the field ``{}``."""
-    if isinstance(templates, str):
-        raise OptionError(f"templates must be a list of strings, got the string {templates!r}; put it in a list")
-    if not templates or any("{}" not in template for template in templates):
-        raise OptionError(f"every text template needs the field {{}} for the name, got {list(templates)!r}")
-    return tuple(templates)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,20 +217,20 @@ class Encoder(abc.ABC):
         return self._unit(vectors.reshape(len(prepared), -1, self.dim).mean(axis=1), len(prepared))
 
     def encode_texts(
-        self, texts: Sequence[str], *, templates: Sequence[str] = ("{}",), batch_size: int | None = None
+        self, texts: Sequence[str], *, templates: str | Sequence[str] = ("{}",), batch_size: int | None = None
     ) -> Float[np.ndarray, "n dim"]:
         """Encode texts; with several templates, the normalised mean of the normalised vectors.
 
         Args:
             texts: Names or sentences. A text that occurs twice is encoded once.
-            templates: Each holds ``{}``, which the text replaces.
+            templates: Each holds ``{}``, which the text replaces, or is the name of a set: see `TEMPLATE_SETS`.
             batch_size: Texts in one forward pass; the encoder's own by default.
 
         Returns:
             float32 unit vectors, one row a text.
 
         Raises:
-            OptionError: A template without ``{}``.
+            OptionError: A template without ``{}`` that names no set.
             EncoderError: The model returned something else than a finite vector a text.
         """
         filled = check_templates(templates)

@@ -27,6 +27,7 @@ ImageSource = Path | str | bytes | Image.Image
 
 _Window = tuple[int, int, int, int]
 _DEFAULT: Final = CropRule()
+_MARK: Final = Outline(share=0.006)
 _NO_MASKS: Final = "there must be as many masks as boxes (None for a box without)"
 
 
@@ -160,6 +161,20 @@ class Scene:
         else:
             picture = self._composed(image, box, window, size, mask)
         return Crop(box_xyxy=box, window_xyxy=window, scale=rule.scale_of(box), picture=picture)
+
+    def marked(
+        self, box_xyxy: Box, *, outline: Outline = _MARK, keep_side: int = 1024, name: str = "box"
+    ) -> Image.Image:
+        """The whole image, reduced to ``keep_side`` pixels of its longer side, with a box drawn on it; see `crops`."""
+        image = self.image
+        box = clipped_box(box_xyxy, image.size, name=name)
+        share = min(1.0, keep_side / max(image.size))
+        size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+        whole = image.copy() if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+        across, down = size[0] / image.width, size[1] / image.height
+        place = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        _draw(outline, on=whole, box=place, width=max(2, round(outline.share * max(size))))
+        return whole
 
     def _composed(self, image: Image.Image, box: Box, window: Box, size: tuple[int, int], mask: Mask | None) -> Picture:
         patch = _Patch.of(window, image.size, keep_side=self._rule.keep_side)

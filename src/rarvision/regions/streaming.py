@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeVar, overload
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from typing import Any, Final, TypeVar, overload
 
 from PIL import Image
 
@@ -16,7 +17,7 @@ from rarvision.regions.rules import CropRule
 from rarvision.types import Sample
 from rarvision.workers import chunked_map, ordered_map, worker_pool
 
-__all__ = ["iter_crops"]
+__all__ = ["iter_crops", "iter_made"]
 
 _Out = TypeVar("_Out")
 _Made = TypeVar("_Made")
@@ -94,26 +95,58 @@ def iter_crops(
     >>> [(sample.source, crop.picture.size) for sample, crop in iter_crops(samples)]
     [('photo 0', (27, 27)), ('photo 1', (64, 64))]
     """
+
+    def make(scene: Scene, sample: Sample) -> Crop | _Out:
+        mask = None if mask_of is None else mask_of(sample)
+        box = sample.box_xyxy or (0.0, 0.0, float(scene.image.width), float(scene.image.height))
+        crop = scene.crop(box, mask=mask, name=sample.source)
+        return crop if prepare is None else prepare(crop.picture)
+
+    every: Generator[tuple[Sample, Any]] = iter_made(samples, rule, make, threads=threads, overlap=overlap)
+    return _without_errors(every, on_error)
+
+
+def _without_errors(
+    every: Generator[tuple[Sample, _Made | InputError]], on_error: Callable[[Sample, InputError], None] | None
+) -> Iterator[tuple[Sample, _Made]]:
+    with closing(every):
+        for sample, made in every:
+            if not isinstance(made, InputError):
+                yield sample, made
+            elif on_error is None:
+                raise made
+            else:
+                on_error(sample, made)
+
+
+def iter_made(
+    samples: Iterable[Sample],
+    rule: CropRule,
+    make: Callable[[Scene, Sample], _Made],
+    *,
+    threads: int | None = None,
+    ahead: int = _TASKS_AHEAD,
+    overlap: bool = True,
+) -> Generator[tuple[Sample, _Made | InputError]]:
+    """Make something of each sample and its image, in order, in a few threads; `iter_crops` is one use.
+
+    Args:
+        samples: As of `iter_crops`.
+        rule: How the scene's crops are made.
+        make: Called in the threads with a sample's image, which those of one image share, and the sample.
+        threads: As of `iter_crops`.
+        ahead: Groups of an image's samples that are worked on, or wait for the caller.
+        overlap: As of `iter_crops`.
+
+    Yields:
+        Each sample with what was made, or with the error that ``make`` raised.
+    """
     if threads is not None and threads < 1:
         raise OptionError(f"threads must be at least 1, got {threads}")
-    pool_options = (threads, overlap)
-    if prepare is None:
-        return _stream(_tasks(samples, rule), lambda crop: crop, mask_of, pool_options, on_error)
-    return _stream(_tasks(samples, rule), lambda crop: prepare(crop.picture), mask_of, pool_options, on_error)
 
-
-def _stream(
-    tasks: Iterator[_Task],
-    make: Callable[[Crop], _Made],
-    mask_of: Callable[[Sample], Mask | None] | None,
-    pool_options: tuple[int | None, bool],
-    on_error: Callable[[Sample, InputError], None] | None,
-) -> Iterator[tuple[Sample, _Made]]:
     def attempt(scene: Scene, sample: Sample) -> _Made | InputError:
         try:
-            mask = None if mask_of is None else mask_of(sample)
-            box = sample.box_xyxy or (0.0, 0.0, float(scene.image.width), float(scene.image.height))
-            return make(scene.crop(box, mask=mask, name=sample.source))
+            return make(scene, sample)
         except InputError as error:
             return error
 
@@ -121,20 +154,16 @@ def _stream(
         scene, group = task
         return [(sample, attempt(scene, sample)) for sample in group]
 
-    threads, overlap = pool_options
-    with worker_pool(threads) as pool:
-        done = (
-            ordered_map(work, tasks, pool=pool, ahead=_TASKS_AHEAD)
-            if overlap
-            else chunked_map(work, tasks, pool=pool, size=_TASKS_AHEAD)
-        )
-        for sample, made in itertools.chain.from_iterable(done):
-            if not isinstance(made, InputError):
-                yield sample, made
-            elif on_error is None:
-                raise made
-            else:
-                on_error(sample, made)
+    def stream() -> Generator[tuple[Sample, _Made | InputError]]:
+        tasks = _tasks(samples, rule)
+        with worker_pool(threads) as pool:
+            yield from itertools.chain.from_iterable(
+                ordered_map(work, tasks, pool=pool, ahead=ahead)
+                if overlap
+                else chunked_map(work, tasks, pool=pool, size=ahead)
+            )
+
+    return stream()
 
 
 def _tasks(samples: Iterable[Sample], rule: CropRule) -> Iterator[_Task]:
@@ -152,5 +181,8 @@ def _tasks(samples: Iterable[Sample], rule: CropRule) -> Iterator[_Task]:
         if not same:
             scene, shown = Scene(sample.image, rule), sample.image
         group.append(sample)
+        if sample.box_xyxy is None:  # nothing to wait for: whoever follows has another image
+            yield scene, group  # type: ignore[misc]  # there is one
+            group = []
     if group and scene is not None:
         yield scene, group

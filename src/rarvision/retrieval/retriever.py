@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, Literal, final
 
 import numpy as np
@@ -25,7 +26,7 @@ from rarvision.retrieval.statistics import (
     spaced,
     without,
 )
-from rarvision.types import Candidate, Modality
+from rarvision.types import Candidate, CategoryScores, Modality
 
 __all__ = ["Aggregate", "Retriever", "Source"]
 
@@ -156,12 +157,34 @@ class Retriever:
         """
         if not self.distinct:
             return self._entries(vectors, "text" if self.source == "text" else "image")
+        return [candidates for found, _ in self._blocks(vectors) for candidates in found]
+
+    def retrieve_scored(
+        self, vectors: Float[np.ndarray, "n dim"]
+    ) -> tuple[list[list[Candidate]], list[CategoryScores]]:
+        """Candidates as `retrieve` gives them, and the scores of all categories that they were chosen by.
+
+        Raises:
+            OptionError: ``distinct=False``, which scores entries; or as `retrieve`.
+        """
+        if not self.distinct:
+            raise OptionError("distinct=False scores entries, not categories: use distinct=True for all scores")
+        names = self.memory.category_names()
+        ordered = tuple(names[code] for code in self._categories()[0].tolist())
+        blocks = list(self._blocks(vectors))
+        return (
+            [candidates for found, _ in blocks for candidates in found],
+            [CategoryScores(ordered, row) for _, scores in blocks for row in scores],
+        )
+
+    def _blocks(
+        self, vectors: Float[np.ndarray, "n dim"]
+    ) -> Iterator[tuple[list[list[Candidate]], Float[np.ndarray, "n c"]]]:
+        """Candidates and scores of so many queries as fit in memory."""
         codes, modalities = self._categories()
         at_once = max(1, _SCORES_AT_ONCE // (len(codes) + self.neighbours))
-        found: list[list[Candidate]] = []
         for start in range(0, len(vectors), at_once):
-            found += self._best(vectors[start : start + at_once], codes, modalities)
-        return found
+            yield self._best(vectors[start : start + at_once], codes, modalities)
 
     def _entries(self, vectors: Float[np.ndarray, "n dim"], modality: Modality) -> list[list[Candidate]]:
         """The k nearest entries, repeats and all."""
@@ -196,8 +219,8 @@ class Retriever:
         codes: Int[np.ndarray, " c"],
         modalities: tuple[Modality, ...],
         held: Held | None = None,
-    ) -> list[list[Candidate]]:
-        """Candidates of one block of queries."""
+    ) -> tuple[list[list[Candidate]], Float[np.ndarray, "n c"]]:
+        """Candidates and scores of one block of queries."""
         hits = by_image = by_text = None
         if "image" in modalities:
             hits, by_image = self._image_scores(vectors, codes, held)
@@ -219,7 +242,7 @@ class Retriever:
         names = self.memory.category_names()
         chosen = codes[columns]
         exemplars = self._exemplars(hits, chosen, modalities)
-        return [
+        found = [
             [
                 Candidate(
                     category=names[code],
@@ -235,6 +258,7 @@ class Retriever:
             ]
             for row in range(len(vectors))
         ]
+        return found, scores
 
     def _exemplars(
         self, hits: Hits | None, chosen: Int[np.ndarray, "n k"], modalities: tuple[Modality, ...]
@@ -443,7 +467,7 @@ class Retriever:
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
             held = Held(ids=ids[part], own=own[part], even=True, foreign=foreign)
-            found += self._best(self.memory.vectors(held.ids), codes, modalities, held)
+            found += self._best(self.memory.vectors(held.ids), codes, modalities, held)[0]
         return found
 
     def _own_of(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -1,58 +1,16 @@
-"""Boxes as rows of numbers: forms, overlaps, and non-maximum suppression by category."""
+"""Which pairs of box and category become detections: the highest scores, and suppression by category."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 
-from rarvision.errors import DatasetError, OptionError
+from rarvision.errors import OptionError
+from rarvision.regions import box_iou
 
-__all__ = ["box_iou", "check_boxes_xywh", "nms_per_category", "to_xywh", "to_xyxy", "top_pairs"]
+__all__ = ["nms_per_category", "top_pairs"]
 
 _BLOCK = 4096
-
-
-def to_xyxy(boxes_xywh: Float[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
-    """From left, upper, width, height to left, upper, right, lower."""
-    boxes = np.array(boxes_xywh, dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
-
-
-def to_xywh(boxes_xyxy: Float[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
-    """From left, upper, right, lower to left, upper, width, height."""
-    boxes = np.array(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] -= boxes[:, :2]
-    return boxes
-
-
-def check_boxes_xywh(boxes: Float64[np.ndarray, "n 4"], where: Callable[[int], str]) -> None:
-    """Sizes are finite and not negative; a box without an inside is allowed, as evaluators do.
-
-    Raises:
-        DatasetError: Naming ``where`` the first wrong row is.
-    """
-    wrong = np.flatnonzero(~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
-    if len(wrong):
-        row = int(wrong[0])
-        raise DatasetError(
-            f"{where(row)}: the box must be four finite numbers, width and height not negative, got "
-            f"{boxes[row].tolist()} as left, upper, width, height ({len(wrong)} such boxes)"
-        )
-
-
-def box_iou(first_xyxy: Float[np.ndarray, "n 4"], second_xyxy: Float[np.ndarray, "m 4"]) -> Float64[np.ndarray, "n m"]:
-    """Intersection over union of each pair, 0 to 1; 0 where both have no inside."""
-    a, b = (np.asarray(boxes, dtype=np.float64) for boxes in (first_xyxy, second_xyxy))
-    upper_left = np.maximum(a[:, None, :2], b[None, :, :2])
-    sides = np.clip(np.minimum(a[:, None, 2:], b[None, :, 2:]) - upper_left, 0.0, None)
-    common = sides[..., 0] * sides[..., 1]
-    areas_a, areas_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
-    union = areas_a[:, None] + areas_b[None, :] - common
-    overlap: Float64[np.ndarray, "n m"] = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    return overlap
 
 
 def top_pairs(
