@@ -166,5 +166,10 @@ class Subset(Dataset):
         """The chosen items."""
         return self._items
 
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} samples, asked for number {index}")
+        return self.parent[self.indices[index]]  # which may know more than its item, such as a box that is drawn
+
     def _image(self, index: int) -> Path | Image:
         return self.parent[self.indices[index]].image
