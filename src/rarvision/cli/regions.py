@@ -253,7 +253,7 @@ def evaluate_regions(
     --json prints one object: rows (by name: ap, ap50, ap75, ap_small, ap_medium, ap_large, ap_rare, ap_common,
       ap_frequent, category_ap, images, objects, detections, max_detections, evaluator, preset, rules), top1 (by row;
       share of annotated boxes whose first name is right), images, regions, left_out, failures, errors, statuses,
-      unanswered, not_in_memory, foreign, retrieval_ms, ranking_ms, configuration
+      unanswered, not_in_memory, foreign, retrieval_ms, ranking_ms, ranker, configuration
     Units: average precisions and top1 lie between 0 and 1; retrieval_ms and ranking_ms are milliseconds a box
     """
     models.set_max_pixels(path.max_pixels)

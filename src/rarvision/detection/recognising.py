@@ -60,6 +60,7 @@ class RegionReport:
         foreign: Categories of the memory that the vocabulary does not have: left out of the probabilities.
         retrieval_ms: Milliseconds a box of encoding and search.
         ranking_ms: The same of ranking.
+        ranker: The ranker's name, None for retrieval alone.
         configuration: All that the result depends on.
     """
 
@@ -77,13 +78,14 @@ class RegionReport:
     foreign: int
     retrieval_ms: float
     ranking_ms: float
+    ranker: str | None
     configuration: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; without the detections."""
         names = (
             "top1", "images", "regions", "left_out", "failures", "errors", "statuses", "unanswered", "not_in_memory",
-            "foreign", "retrieval_ms", "ranking_ms", "configuration",
+            "foreign", "retrieval_ms", "ranking_ms", "ranker", "configuration",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
         return {"rows": {name: row.to_json() for name, row in self.rows.items()}, **values}
@@ -104,7 +106,7 @@ class RegionReport:
         rows = [
             ("annotations", str(self.configuration["dataset"])),
             ("encoder", str(self.configuration["encoder"])),
-            ("ranker", str((self.configuration["ranker"] or {}).get("model", "")) or "none (retrieval only)"),
+            ("ranker", self.ranker or "none (retrieval only)"),
             ("evaluator", f"{first.evaluator}, rules of {first.rules}, preset {first.preset}"),
             ("images", f"{self.images:,}"),
             ("boxes", f"{self.regions:,} ({self.left_out:,} left out: crowds, or without an inside)"),
@@ -171,7 +173,7 @@ def evaluate_regions(
         **recognizer.settings,
     }
     names = (RETRIEVAL,) if recognizer.ranker is None else (RETRIEVAL, RANKED, RANKED_TOP)
-    plan = _Plan(preset, columns, names, recognizer.k)
+    plan = _Plan(preset, columns, names, recognizer.k, None if recognizer.ranker is None else recognizer.ranker.name)
     with RunFile(out, configuration, read=_read_line, resume=resume) as file:
         total, done = len(regions), 0
         left: list[tuple[int, Int64[np.ndarray, " m"]]] = []
@@ -274,6 +276,7 @@ class _Plan:
     columns: _Columns
     names: Sequence[str]
     k: int
+    ranker: str | None
 
 
 def _run(
@@ -442,6 +445,7 @@ def _report(
         foreign=plan.columns.foreign,
         retrieval_ms=sum(image.retrieval_ms for image in images) / answered,
         ranking_ms=sum(image.ranking_ms for image in images) / answered,
+        ranker=plan.ranker,
         configuration=configuration,
     )
 
