@@ -89,8 +89,8 @@ def table(
     counts = ", ".join(f"{count:,} {size}" for count, size in zip(test.counts, SIZES, strict=True))
     intro = (
         f"Encoder `{clip}`; {len(test.samples):,} boxes of the test scenes ({counts}; limits 32 x 32 and 96 x 96 "
-        f"pixels of the box); scales fitted on {len(train.samples):,} boxes of training scenes. Top-1, percent; the best of "
-        "a row in bold."
+        f"pixels of the box); scales fitted on {len(train.samples):,} boxes of training scenes. Top-1, percent; "
+        "the best of a row in bold."
     )
     lines = [
         intro,
