@@ -1,6 +1,6 @@
 """CLIP against RAR on the boxes of the field guide's scenes, measured as LVIS is: the shape of the paper's Table 3.
 
-    python benchmarks/regions_table3.py --folder scenes --out table3 --scales 1.4 1.2 1.2 --write docs/regions.md
+    python benchmarks/regions_table3.py --folder scenes --out table3 --test-scenes 0 --write docs/regions.md
 
 Annotated boxes, 1,200 categories that no training saw, LVIS' rules, one evaluator preset for all rows. The memory holds
 the names (zero-shot), or images of training boxes, or both. The ranker is the embedded MLLM, asked about the very crops
@@ -87,8 +87,10 @@ def table(reports: dict[tuple[str, str, str], RegionReport], options: argparse.N
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the scenes are, or are written to")
-    parser.add_argument("--out", type=Path, required=True, help="a folder of results; an interrupted run goes on there")
+    parser.add_argument(
+        "--folder", type=Path, help="where the scenes are, or are written to; by default for this run only"
+    )
+    parser.add_argument("--out", type=Path, help="a folder of results, where an interrupted run goes on")
     parser.add_argument("--encoder", choices=("clip-16", "clip-32"), default="clip-32")
     parser.add_argument("--memories", nargs="+", choices=tuple(MEMORIES), default=["names"])
     parser.add_argument("--scales", type=float, nargs=3, default=(1.4, 1.2, 1.2), help="small, medium, large boxes")
@@ -97,16 +99,23 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=5)
     parser.add_argument("--preset", default="lvis")
     parser.add_argument("--categories", type=int, default=1200)
-    parser.add_argument("--train-scenes", type=int, default=60, help="scenes whose boxes go into the memory")
-    parser.add_argument("--test-scenes", type=int, help="fewer than all, for a trial")
+    parser.add_argument("--train-scenes", type=int, default=60, help="scenes whose boxes go into the memory; 0 for all")
+    parser.add_argument("--test-scenes", type=int, default=4, help="scenes to report on; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page with the lines that mark where it goes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        run(options, Path(scratch))
+
+
+def run(options: argparse.Namespace, scratch: Path) -> None:
+    """Measure, with a folder for what is not kept."""
+    folder, out = options.folder or scratch, options.out or scratch
+    out.mkdir(parents=True, exist_ok=True)
     world = {"categories": options.categories, "seed": options.seed}
-    truth = written(options.folder, FieldGuideScenes("test", **world, scenes=options.test_scenes))
+    truth = written(folder, FieldGuideScenes("test", **world, scenes=options.test_scenes or None))
     rule = CropRule(scale=AdaptiveScale(scales=tuple(options.scales)), blur=Blur(share=0.15))
     encoder = TransformersEncoder(weights_path(options.encoder))
     ranker = Ranker(LocalChat(weights_path("mllm"), batch_size=32), strategy=options.strategy)
@@ -115,31 +124,28 @@ def main() -> None:
         *((memory, "blur, adaptive scale", rule, weight) for memory in options.memories for weight in options.weights),
     ]
     reports: dict[tuple[str, str, str], RegionReport] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        memory = LocalMemory.create(Path(scratch) / "memory", encoder=encoder, thumbnails=None)
-        memory.add_texts(truth.vocabulary.names, templates=(TEXT_TEMPLATE,))
-        if set(options.memories) != {"names"}:
-            train = written(options.folder, FieldGuideScenes("train", **world, scenes=options.train_scenes))
-            memory.add(cropped(RegionDataset(train), rule))
-        for source, crops, crop, weight in runs:
-            recognizer = Recognizer(
-                memory,
-                ranker=None if weight is None else ranker,
-                retriever=Retriever(memory, k=options.k, source=MEMORIES[source]),  # type: ignore[arg-type]  # one of its sources
-                calibration=CALIBRATION,
-                ranker_weight=None if weight is None else WEIGHTS[weight],
-                allow_fallback=True,
-                crop=crop,
-            )
-            name = f"{source} {crops} {weight}".replace(",", "").replace("'", "").replace(" ", "-")
-            reports[source, crops, str(weight)] = evaluate_regions(
-                recognizer, RegionDataset(truth), preset=options.preset, out=options.out / f"{name}.jsonl"
-            )
-            found = {
-                row: round(100 * (each.ap or 0), 1) for row, each in reports[source, crops, str(weight)].rows.items()
-            }
-            print(f"{name}: AP {found}", file=sys.stderr, flush=True)
-        memory.close()
+    memory = LocalMemory.create(scratch / "memory", encoder=encoder, thumbnails=None)
+    memory.add_texts(truth.vocabulary.names, templates=(TEXT_TEMPLATE,))
+    if set(options.memories) != {"names"}:
+        train = written(folder, FieldGuideScenes("train", **world, scenes=options.train_scenes or None))
+        memory.add(cropped(RegionDataset(train), rule))
+    for source, crops, crop, weight in runs:
+        recognizer = Recognizer(
+            memory,
+            ranker=None if weight is None else ranker,
+            retriever=Retriever(memory, k=options.k, source=MEMORIES[source]),  # type: ignore[arg-type]  # one of its sources
+            calibration=CALIBRATION,
+            ranker_weight=None if weight is None else WEIGHTS[weight],
+            allow_fallback=True,
+            crop=crop,
+        )
+        name = f"{source} {crops} {weight}".replace(",", "").replace("'", "").replace(" ", "-")
+        reports[source, crops, str(weight)] = evaluate_regions(
+            recognizer, RegionDataset(truth), preset=options.preset, out=out / f"{name}.jsonl"
+        )
+        found = {row: round(100 * (each.ap or 0), 1) for row, each in reports[source, crops, str(weight)].rows.items()}
+        print(f"{name}: AP {found}", file=sys.stderr, flush=True)
+    memory.close()
     text = table(reports, options)
     print(text)
     if options.write:
