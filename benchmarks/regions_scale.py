@@ -1,6 +1,7 @@
-"""How much around a box an encoder should see: crop scale by blur by object size, as the paper's Table 12 and Fig. 11.
+r"""How much around a box an encoder should see: crop scale by blur by object size, as the paper's Table 12 and Fig. 11.
 
-    python benchmarks/regions_scale.py --folder scenes --json scale.json --write docs/regions.md --plot docs/regions.svg
+    python benchmarks/regions_scale.py --folder scenes --json scale.jsonl --train-scenes 160 --test-scenes 0 \
+        --fit-scales 1.0 1.2 1.4 1.6 --write docs/regions.md --plot docs/regions.svg
 
 Zero-shot top-1 accuracy of the boxes of the field guide's scenes among all their names (1,200 categories that no
 training saw), at every scale, with and without blur. The scale of each class of size is fitted on training scenes and
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +71,9 @@ class Boxes:
         return np.bincount([rule.size_class(box) for box in self.boxes], minlength=len(SIZES)).tolist()
 
 
-def measure(results: Results, split: str, boxes: Boxes) -> dict[str, dict[float, dict[str, float]]]:
+def measure(
+    results: Results, split: str, boxes: Boxes, scales: Sequence[float]
+) -> dict[str, dict[float, dict[str, float]]]:
     """The grid of one split: blur, scale, column."""
     return {
         name: {
@@ -76,7 +81,7 @@ def measure(results: Results, split: str, boxes: Boxes) -> dict[str, dict[float,
                 f"{split}, {name}, {scale}",
                 lambda scale=scale, blur=blur: boxes.accuracy(CropRule(scale=scale, blur=blur)),
             )
-            for scale in TABLE_12_SCALES
+            for scale in scales
         }
         for name, blur in BLURS.items()
     }
@@ -89,8 +94,8 @@ def table(
     counts = ", ".join(f"{count:,} {size}" for count, size in zip(test.counts, SIZES, strict=True))
     intro = (
         f"Encoder `{clip}`; {len(test.samples):,} boxes of the test scenes ({counts}; limits 32 x 32 and 96 x 96 "
-        f"pixels of the box); scales fitted on {len(train.samples):,} boxes of training scenes. Top-1, percent; the best of a "
-        "row in bold."
+        f"pixels of the box); scales fitted on {len(train.samples):,} boxes of training scenes. Top-1, percent; "
+        "the best of a row in bold."
     )
     lines = [
         intro,
@@ -134,12 +139,19 @@ def plot(grid: dict[str, dict[float, dict[str, float]]], path: Path) -> None:
 def main() -> None:
     """Measure, print, plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the scenes are, or are written to")
-    parser.add_argument("--json", type=Path, required=True, help="results; an interrupted run goes on from there")
+    parser.add_argument(
+        "--folder", type=Path, help="where the scenes are, or are written to; by default for this run only"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="results, from where an interrupted run goes on; by default in --folder"
+    )
     parser.add_argument("--encoder", choices=("clip-16", "clip-32"), default="clip-32")
     parser.add_argument("--categories", type=int, default=1200)
-    parser.add_argument("--train-scenes", type=int, default=60, help="scenes that the scales are fitted on")
-    parser.add_argument("--test-scenes", type=int, help="fewer than all, for a trial")
+    parser.add_argument("--train-scenes", type=int, default=4, help="scenes that the scales are fitted on; 0 for all")
+    parser.add_argument("--test-scenes", type=int, default=4, help="scenes to report on; 0 for all")
+    parser.add_argument(
+        "--fit-scales", type=float, nargs="+", default=TABLE_12_SCALES, help="what the fit chooses from"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
@@ -147,12 +159,18 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="an .svg or .png; needs matplotlib")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        run(options, Path(scratch) if options.folder is None else options.folder)
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    """Measure in a folder."""
     encoder = TransformersEncoder(weights_path(options.encoder))
     splits = {"train": options.train_scenes, "test": options.test_scenes}
     boxes = {}
     for split, count in splits.items():
-        scenes = FieldGuideScenes(split, categories=options.categories, seed=options.seed, scenes=count)
-        boxes[split] = Boxes(RegionDataset(written(options.folder, scenes)), encoder, options.batch)
+        scenes = FieldGuideScenes(split, categories=options.categories, seed=options.seed, scenes=count or None)
+        boxes[split] = Boxes(RegionDataset(written(folder, scenes)), encoder, options.batch)
     settings = {
         "encoder": options.encoder,
         "categories": options.categories,
@@ -160,13 +178,16 @@ def main() -> None:
         "blur": "0.15 of the longer side",
         **{split: len(each.samples) for split, each in boxes.items()},
     }
-    results = Results(options.json, settings)
-    grids = {split: measure(results, split, each) for split, each in boxes.items()}
+    results = Results(options.json or folder / "scale.jsonl", settings)
+    grids = {
+        "train": measure(results, "train", boxes["train"], sorted(options.fit_scales)),
+        "test": measure(results, "test", boxes["test"], TABLE_12_SCALES),
+    }
     fitted = {}
     for name, blur in BLURS.items():
         of_train = grids["train"][name]
         rule = fit_adaptive_scale(
-            lambda scale, of_train=of_train: [of_train[scale][size] for size in SIZES], scales=TABLE_12_SCALES
+            lambda scale, of_train=of_train: [of_train[scale][size] for size in SIZES], scales=of_train
         ).rule
         fitted[name] = {
             "scales": rule.scales,
