@@ -13,6 +13,7 @@ from rarvision.index import top_k
 from rarvision.memory import Hits, Memory
 from rarvision.retrieval.aggregating import aggregated
 from rarvision.retrieval.checks import Aggregate, Source, check_retrieval, share
+from rarvision.retrieval.entries import exemplar_ids
 from rarvision.retrieval.leaving_out import Held, dropped
 from rarvision.retrieval.statistics import (
     DEFAULT_TEXT_WEIGHT,
@@ -35,7 +36,6 @@ _SHARPNESS: Final = {"tip": 5.5}
 _DEFAULT_AGGREGATE: Final = "blend"
 _NEIGHBOURS = 512
 _VOTERS = 20
-_EXEMPLARS = 16
 _SCORES_AT_ONCE = 4_000_000
 _SCALE_SAMPLES = 256
 _HUB_SAMPLES = 1_024
@@ -241,7 +241,7 @@ class Retriever:
         ]
         names = self.memory.category_names()
         chosen = codes[columns]
-        exemplars = self._exemplars(hits, chosen, modalities)
+        exemplars = exemplar_ids(self.memory, hits, chosen, modalities)
         found = [
             [
                 Candidate(
@@ -259,28 +259,6 @@ class Retriever:
             for row in range(len(vectors))
         ]
         return found, scores
-
-    def _exemplars(
-        self, hits: Hits | None, chosen: Int[np.ndarray, "n k"], modalities: tuple[Modality, ...]
-    ) -> list[dict[int, tuple[int, ...]]]:
-        """For each query, the chosen categories' entries: those found, closest first; else any, images before texts."""
-        found: list[dict[int, tuple[int, ...]]] = [{} for _ in chosen]
-        if hits is not None:
-            for row, wanted in enumerate(chosen):
-                of = hits.categories[row]
-                for code in wanted.tolist():
-                    if len(entries := hits.ids[row][of == code][:_EXEMPLARS]):
-                        found[row][code] = tuple(entries.tolist())
-        missing = sorted(
-            {code for row, wanted in enumerate(chosen.tolist()) for code in wanted if code not in found[row]}
-        )
-        spare: dict[int, tuple[int, ...]] = {}
-        for modality in modalities:
-            ids, of = self.memory.table(modality)
-            for code in missing:
-                if code not in spare and len(entries := ids[of == code][:_EXEMPLARS]):
-                    spare[code] = tuple(entries.tolist())
-        return [spare | of_row for of_row in found]
 
     # Scores -----------------------------------------------------------------------------------------------------
 
