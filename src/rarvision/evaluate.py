@@ -7,10 +7,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -72,6 +72,15 @@ class EvaluatedImage:
     retrieval_ms: float = 0.0
     ranking_ms: float = 0.0
     error: str | None = None
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """A line's values, as JSON gives them, without the MLLM's words and with each name once in memory.
+
+        A report over a million images is to fit.
+        """
+        names = {key: tuple(map(sys.intern, values[key])) for key in ("ranked", "retrieved")}
+        return cls(**{**values, **names, "reason": None, "raw": None})
 
     @classmethod
     def of(cls, outcome: Prediction | RecognitionFailure, label: str) -> EvaluatedImage:
@@ -301,16 +310,13 @@ def _run(
 
 
 def _for_report(image: EvaluatedImage) -> EvaluatedImage:
-    """Without the MLLM's words, and with each name once in memory: a report over a million images is to fit."""
-    ranked, retrieved = (tuple(map(sys.intern, names)) for names in (image.ranked, image.retrieved))
-    return replace(image, ranked=ranked, retrieved=retrieved, reason=None, raw=None)
+    return EvaluatedImage.read(asdict(image))
 
 
 def _read_line(values: Mapping[str, Any]) -> EvaluatedImage | None:
     """An image that is done; None for one that failed, or had no answer: it is tried again."""
-    names = {key: tuple(values[key]) for key in ("ranked", "retrieved")}
-    image = EvaluatedImage(**{**values, **names})
-    return _for_report(image) if image.error is None and not image.unanswered else None
+    image = EvaluatedImage.read(values)
+    return image if image.error is None and not image.unanswered else None
 
 
 def _report(

@@ -37,6 +37,7 @@ __all__ = [
     "MemoryArgument",
     "MemoryOption",
     "Modality",
+    "NameEncoderOption",
     "NewEncoderOption",
     "NullOption",
     "OutputOption",
@@ -406,6 +407,15 @@ NullOption = Annotated[
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write JSON lines as they come; given again, goes on."),
+]
+NameEncoderOption = Annotated[
+    str,
+    typer.Option(
+        "--name-encoder",
+        metavar="spelling|memory|MODEL|FOLDER",
+        help="What the likeness of names (sACC) is computed with: their spelling, which knows no meaning; the memory's "
+        "text tower; or a sentence encoder, the paper's being sentence-transformers/all-mpnet-base-v2.",
+    ),
 ]
 ResumeOption = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with an existing --output FILE, or start it anew.")
