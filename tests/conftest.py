@@ -21,6 +21,7 @@ from jaxtyping import install_import_hook
 # left out: typer reads its signatures.)
 _CHECKED = (
     "audit",
+    "comparing",
     "chat",
     "encoders",
     "evaluate",
@@ -29,7 +30,9 @@ _CHECKED = (
     "metrics",
     "pipeline",
     "ranking",
+    "reporting",
     "retrieval",
+    "taxonomy",
     "tuning",
     "worked",
 )

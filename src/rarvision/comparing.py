@@ -14,8 +14,8 @@ from jaxtyping import Float
 
 from rarvision.encoders import NameEncoder, SpellingEncoder
 from rarvision.errors import InputError
-from rarvision.evaluate import EvaluatedImage
 from rarvision.metrics import PairedTest, cluster_hits, hits_at, name_similarities, paired_test
+from rarvision.reporting import EvaluatedImage
 from rarvision.runs import markdown_table, read_run
 
 __all__ = ["Comparison", "compare_runs"]

@@ -6,7 +6,6 @@ where nearly every image has a value of its own, places are drawn instead. Both 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ __all__ = [
 RESAMPLES = 10_000
 _ROUNDING = 1e-12
 _BLOCK = 4_000_000  # numbers held at once
-_FEW_CELLS = 64  # up to which drawing their counts is faster than drawing places
+_FEW_CELLS = 64  # up to which, or to a twentieth of the images, drawing their counts is faster than drawing places
 
 Values = Sequence[float] | Float[np.ndarray, "..."] | Bool[np.ndarray, "..."]
 
@@ -234,7 +233,7 @@ def _resampled(
     rng = np.random.default_rng(seed)
     seeds, n = rows.shape
     cells, counts = np.unique(rows, axis=1, return_counts=True) if seeds > 1 else _distinct(rows)
-    if len(counts) <= max(_FEW_CELLS, math.isqrt(n)):
+    if len(counts) <= max(_FEW_CELLS, n // 20):
         per_seed = [rng.multinomial(n, counts / n, size=size) @ cells.T / n for size in _blocks(resamples, len(counts))]
     else:
         drawn = (rng.integers(0, n, size=(size, n), dtype=np.uint32) for size in _blocks(resamples, n))
