@@ -56,6 +56,8 @@ __all__ = [
     "RetrievalSourceOption",
     "Strategy",
     "StrategyOption",
+    "SureOption",
+    "TaxonomyOption",
     "TextWeightOption",
     "TimeoutOption",
     "UnknownOption",
@@ -407,6 +409,25 @@ NullOption = Annotated[
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write JSON lines as they come; given again, goes on."),
+]
+TaxonomyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--taxonomy",
+        metavar="FILE|metadata:KEY,KEY|fieldguide",
+        help="A tree over the categories, for answers at its levels: a CSV file with a column a level, the coarsest "
+        "first and the categories last; a JSON file; keys of the memory's metadata, the coarsest first; or the field "
+        "guide's.",
+        show_default=False,
+    ),
+]
+SureOption = Annotated[
+    str,
+    typer.Option(
+        "--sure",
+        metavar="P|auto",
+        help="With --taxonomy: the answer is the deepest level of at least this probability; auto as `fit` found.",
+    ),
 ]
 NameEncoderOption = Annotated[
     str,
