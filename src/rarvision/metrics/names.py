@@ -103,7 +103,7 @@ def name_similarities(
     known: dict[tuple[str, str], float] = {}
     for name, label in zip(predicted, labels, strict=True):
         if name is not None and (name, label) not in known:
-            known[name, label] = float(vectors[name] @ vectors[label])
+            known[name, label] = 1.0 if name == label else float(vectors[name] @ vectors[label])
     return np.array(
         [0.0 if name is None else known[name, label] for name, label in zip(predicted, labels, strict=True)]
     )
