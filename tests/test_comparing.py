@@ -14,6 +14,7 @@ from rarvision.errors import InputError
 from rarvision.evaluate import EvaluatedImage, evaluate
 from rarvision.metrics import paired_test
 from rarvision.pipeline import Recognizer
+from rarvision.taxonomy import Taxonomy
 
 
 def write(path, answers, labels, *, k=2, **settings):
@@ -116,6 +117,23 @@ def test_what_is_no_results_file_is_refused(tmp_path, answers):
     (tmp_path / "audit.jsonl").write_text(f'{head}\n{{"source": "a", "orders": []}}\n')
     with pytest.raises(InputError, match="not the file of an evaluation"):
         compare_runs(a, tmp_path / "audit.jsonl")
+
+
+def test_levels_of_a_taxonomy(run, tmp_path, answers):
+    first, _, labels = answers
+    a, b = write(tmp_path / "a.jsonl", first, labels), write(tmp_path / "b.jsonl", ["c1"] * len(labels), labels)
+    tree = {f"c{i}": ["odd" if i % 2 else "even"] for i in range(7)}
+    found = compare_runs(a, b, taxonomy=Taxonomy(tree, levels=("parity", "name")))
+    assert found.metrics["top1_parity"].second == pytest.approx(np.mean([int(label[1]) % 2 for label in labels]))
+    assert found.metrics["top1_parity"].first == found.metrics["top1"].first, "a name that the tree lacks is wrong"
+    assert "right at parity" in found.to_markdown()
+    fewer = Taxonomy({name: groups for name, groups in tree.items() if name != "c6"}, levels=("parity", "name"))
+    with pytest.raises(InputError, match=r"lacks 1 of the labels of .*a\.jsonl: 'c6'"):
+        compare_runs(a, b, taxonomy=fewer)
+    file = tmp_path / "tree.csv"
+    file.write_text("parity,name\n" + "".join(f"{i % 2},c{i}\n" for i in range(7)))
+    assert "right at parity" in run("compare", a, b, "--taxonomy", file).stdout
+    assert "no memory here" in run("compare", a, b, "--taxonomy", "metadata:x", code=2).stderr
 
 
 def test_files_of_real_runs(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rarvision.errors import InputError
 from rarvision.metrics import PairedTest, cluster_hits, hits_at, name_similarities, paired_test
 from rarvision.reporting import EvaluatedImage
 from rarvision.runs import markdown_table, read_run
+from rarvision.taxonomy import Taxonomy
 
 __all__ = ["Comparison", "compare_runs"]
 
@@ -33,7 +34,8 @@ class Comparison:
         n: Images.
         seeds: Files of each.
         metrics: By name, the test of each figure: ``top1``, ``topk`` and ``recall`` with their k, ``retrieval_top1``,
-            ``cacc`` and ``sacc``. Each is the second minus the first, as shares (sacc as a cosine).
+            ``cacc`` and ``sacc``; with a taxonomy ``top1_genus``, … for each level above the categories. Each is the
+            second minus the first, as shares (sacc as a cosine, which has no McNemar's test).
         failures: Images without an answer, of the first and of the second, over all seeds; they count as wrong.
         differing: Settings in which the two were run otherwise, and both values.
         name_encoder: What sacc was computed with.
@@ -79,7 +81,7 @@ class Comparison:
             low, high = (end * scale for end in test.interval)
             found.append(
                 (
-                    _TITLES.get(name, name.replace("_", "-").replace("top", "top-").replace("recall", "recall@")),
+                    _title(name),
                     f"{test.first * scale:.{digits}f}{unit}",
                     f"{test.second * scale:.{digits}f}{unit}",
                     f"{test.difference * scale:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})",
@@ -106,6 +108,13 @@ class Comparison:
 _TITLES = {"retrieval_top1": "retrieval top-1", "cacc": "cACC", "sacc": "sACC"}
 
 
+def _title(name: str) -> str:
+    figure, _, level = name.partition("_")
+    if level and figure == "top1":
+        return f"right at {level}"
+    return _TITLES.get(name, name.replace("top", "top-").replace("recall", "recall@"))
+
+
 def _p(value: float, *, least: float = 1e-4) -> str:
     return f"< {least:.1g}" if value < least or (least > 1e-4 and value <= least) else f"{value:.2g}"
 
@@ -120,6 +129,7 @@ def compare_runs(
     second: Path | str,
     *,
     name_encoder: NameEncoder | None = None,
+    taxonomy: Taxonomy | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -130,13 +140,14 @@ def compare_runs(
         first: What `rarvision.evaluate` wrote with ``out``; or a folder of such files (``.jsonl``), one a seed.
         second: The same; of a folder, files of the same names.
         name_encoder: What the sACC is computed with; by default the spelling, see `rarvision.encoders.SpellingEncoder`.
+        taxonomy: A tree over the categories, for the first name's group at each level.
         confidence: Of the intervals.
         resamples: Of images, and of seeds.
         seed: Of the resampling.
 
     Raises:
         InputError: A file is none of an evaluation; the images or their labels are not the same; the folders do not
-            hold files of the same names.
+            hold files of the same names; the taxonomy lacks a label.
         OptionError: A confidence or number of resamples out of range.
 
     Source: paired bootstrap over images; McNemar (1947), exact. p values are of one figure each: who looks at many
@@ -148,7 +159,9 @@ def compare_runs(
     sources = list(runs[0][0].images)
     for path_run in runs[0][1:] + runs[1]:
         _check_same(runs[0][0], path_run)
-    values = [[_values(run, sources, _common_ks(runs), encoder) for run in column] for column in runs]
+    if taxonomy is not None:
+        taxonomy.check((image.label for image in runs[0][0].images.values()), f"the labels of {runs[0][0].path}")
+    values = [[_values(run, sources, _common_ks(runs), encoder, taxonomy) for run in column] for column in runs]
     tests = {
         name: paired_test(
             *(np.stack([each[name] for each in column]) for column in values),
@@ -158,6 +171,7 @@ def compare_runs(
         )
         for name in values[0][0]
     }
+    tests["sacc"] = replace(tests["sacc"], only_first=None, only_second=None, p_mcnemar=None)  # nothing right or wrong
     return Comparison(
         first=str(first),
         second=str(second),
@@ -239,7 +253,9 @@ def _common_ks(runs: Sequence[Sequence[_Run]]) -> int:
     return min(run.k for column in runs for run in column)
 
 
-def _values(run: _Run, sources: Sequence[str], k: int, encoder: NameEncoder) -> dict[str, Float[np.ndarray, " n"]]:
+def _values(
+    run: _Run, sources: Sequence[str], k: int, encoder: NameEncoder, tree: Taxonomy | None
+) -> dict[str, Float[np.ndarray, " n"]]:
     """For each figure one value an image."""
     images = [run.images[source] for source in sources]
     labels = [image.label for image in images]
@@ -250,6 +266,10 @@ def _values(run: _Run, sources: Sequence[str], k: int, encoder: NameEncoder) -> 
     found = {"top1": hits_at(ranked, labels), "retrieval_top1": hits_at(retrieved, labels)}
     if k > 1:
         found |= {f"top{k}": hits_at(ranked, labels, k=k), f"recall{k}": hits_at(retrieved, labels, k=k)}
+    if tree is not None:
+        found |= {
+            f"top1_{level}": hit for level, hit in zip(tree.levels[:-1], tree.hits(guesses, labels).T, strict=False)
+        }
     found |= {"cacc": cluster_hits(guesses, labels)[0], "sacc": name_similarities(guesses, labels, vectors)}
     return {name: np.asarray(each, dtype=np.float64) for name, each in found.items()}
 

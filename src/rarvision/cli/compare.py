@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rarvision.cli import models, options
+from rarvision.cli.levels import open_tree
 from rarvision.cli.output import echo_json, print_table
 
 __all__ = ["compare"]
@@ -34,6 +35,15 @@ def compare(
             "sentence encoder, the paper's being sentence-transformers/all-mpnet-base-v2.",
         ),
     ] = "spelling",
+    taxonomy: Annotated[
+        str | None,
+        typer.Option(
+            "--taxonomy",
+            metavar="FILE|fieldguide",
+            help="Compare the first name's group at each level, too; see `evaluate --help`.",
+            show_default=False,
+        ),
+    ] = None,
     confidence: Annotated[
         float, typer.Option("--confidence", metavar="SHARE", help="Of the intervals, between 0 and 1.")
     ] = 0.95,
@@ -57,9 +67,10 @@ def compare(
       rarvision compare knn-seeds/ ranked-seeds/ --name-encoder sentence-transformers/all-mpnet-base-v2 --json
 
     \b
-    --json prints one object: first, second, n, seeds, metrics (top1, retrieval_top1, top5, recall5, cacc, sacc; of
-      each: n, seeds, first, second, difference, interval, confidence, p_bootstrap, only_first, only_second, p_mcnemar,
-      resamples), failures, differing (settings, and both values), name_encoder, version
+    --json prints one object: first, second, n, seeds, metrics (top1, retrieval_top1, top5, recall5, cacc, sacc; with
+      --taxonomy top1_LEVEL; of each: n, seeds, first, second, difference, interval, confidence, p_bootstrap,
+      only_first, only_second, p_mcnemar, resamples), failures, differing (settings, and both values), name_encoder,
+      version
     Units: figures, differences and intervals are shares from 0 to 1, of sacc cosines; n, failures, only_first and
       only_second count images
     """
@@ -71,6 +82,7 @@ def compare(
         first,
         second,
         name_encoder=open_name_encoder(name_encoder, device=device),
+        taxonomy=open_tree(taxonomy, None),
         confidence=confidence,
         resamples=resamples,
         seed=seed,

@@ -34,8 +34,8 @@ def read_sure(text: str, taxonomy: str | None) -> bool | float:
     return value
 
 
-def open_tree(spec: str | None, memory: Memory) -> Taxonomy | None:
-    """The tree that ``--taxonomy`` names."""
+def open_tree(spec: str | None, memory: Memory | None) -> Taxonomy | None:
+    """The tree that ``--taxonomy`` names; None for a memory where there is none to take metadata from."""
     if spec is None:
         return None
     from rarvision.datasets import field_guide_taxonomy, open_taxonomy, taxonomy_of_metadata
@@ -44,6 +44,8 @@ def open_tree(spec: str | None, memory: Memory) -> Taxonomy | None:
         return field_guide_taxonomy()
     if not spec.startswith(_METADATA):
         return open_taxonomy(spec)
+    if memory is None:
+        raise OptionError(f"--taxonomy {spec}: there is no memory here whose metadata would say it; give a file")
     levels = [level for level in spec.removeprefix(_METADATA).split(",") if level]
     if not levels:
         raise OptionError("--taxonomy metadata: expects keys of the memory's metadata, such as metadata:family,genus")
