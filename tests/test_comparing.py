@@ -51,7 +51,7 @@ def test_figures_are_those_of_the_rows(tmp_path, answers):
     assert found.metrics["retrieval_top1"].first == 0.0
     assert found.metrics["recall2"].difference == found.metrics["top1"].difference
     assert found.metrics["sacc"].p_mcnemar is None
-    assert found.differing == {"retriever": ({"k": 5}, {"k": 2}), "x": (1, 2)}
+    assert found.differing == {"retriever.k": (5, 2), "x": (1, 2)}
     values = json.loads(found.to_json())
     assert values["metrics"]["top1"]["difference"] == found.metrics["top1"].difference
     assert "spelling" in values["name_encoder"]

@@ -278,6 +278,13 @@ def _failures(runs: Sequence[_Run]) -> int:
     return sum(image.error is not None for run in runs for image in run.images.values())
 
 
-def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
-    return {key: (first.get(key), second.get(key)) for key in keys}
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any], above: str = "") -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by name; of nested ones only what differs in them (``retriever.source``)."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in {**first, **second}:
+        one, two = first.get(key), second.get(key)
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            found |= _differing(one, two, f"{above}{key}.")
+        elif one != two:
+            found[f"{above}{key}"] = (one, two)
+    return found

@@ -263,14 +263,13 @@ class Report:
 
     def table(self) -> list[tuple[str, str]]:
         """Rows for people: what, and its value with its unit."""
-        low, high = self.top1_interval
         rows = [
             ("dataset", self.dataset),
             ("encoder", self.encoder or "unknown"),
             ("ranker", self.ranker or "none (retrieval only)"),
             ("images", f"{self.n:,}"),
             ("failures", f"{self.failures:,}"),
-            ("top-1", f"{self.top1:.1%} (95 % interval {low:.1%} to {high:.1%})"),
+            ("top-1", f"{self.top1:.1%} {_between(self.top1_interval, '95 % interval ')}"),
             *((f"top-{k}", self._share(value, f"top{k}")) for k, value in self.topk.items() if k != 1),
             ("retrieval top-1", self._share(self.retrieval_top1, "retrieval_top1")),
             *((f"recall@{k}", self._share(value, f"recall{k}")) for k, value in self.recall.items() if k != 1),
@@ -461,8 +460,10 @@ def _by_level(image: EvaluatedImage, tree: Taxonomy) -> list[str | None]:
     return [None] * missing + [name for name, _ in image.levels]
 
 
-def _between(interval: tuple[float, float]) -> str:
-    return f"({interval[0]:.1%} to {interval[1]:.1%})"
+def _between(interval: tuple[float, float], title: str = "") -> str:
+    """An interval for people; resampling images that are all alike gives none."""
+    low, high = interval
+    return "(no interval: all alike)" if low == high else f"({title}{low:.1%} to {high:.1%})"
 
 
 def _thinned(sure: Sequence[float], hit: Sequence[bool]) -> tuple[tuple[float, ...], tuple[float, ...]]:
