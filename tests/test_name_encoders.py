@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast, MPNetConfig, MPNetModel
+from huggingface_hub import constants as hub
+from transformers import AutoModel, AutoTokenizer
 
 from rarvision.encoders import NameEncoder, SentenceEncoder, SpellingEncoder, TextTower, open_name_encoder
 from rarvision.errors import EncoderError, InputError
 from rarvision.testing.encoders import FakeEncoder
+from tiny_encoders import sentence_model
 
 NAMES = ["tree sparrow", "a", "field sparrow", "house finch or something much longer"]
-
-
-def sentence_model(path, *, family="bert", pooling=None, modules=None):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
-    path.mkdir()
-    (path / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(path / "vocab.txt"), model_max_length=30).save_pretrained(path)
-    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-            "initializer_range": 0.5, "vocab_size": len(words), "max_position_embeddings": 40}  # fmt: skip
-    torch.manual_seed(0)
-    model = BertModel(BertConfig(**size)) if family == "bert" else MPNetModel(MPNetConfig(**size))
-    model.eval().save_pretrained(path)
-    if pooling is not None:
-        (path / "1_Pooling").mkdir()
-        (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    if modules is not None:
-        (path / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.models.{m}"} for m in modules]))
-    return path
 
 
 def one_by_one(folder, names, pooling):
@@ -60,7 +43,8 @@ def test_sentence_encoders_agree_with_one_name_at_a_time(tmp_path, family, given
     modules = None if given is None else ["Transformer", "Pooling", "Normalize"]
     folder = sentence_model(tmp_path / "model", family=family, pooling=given, modules=modules)
     encoder = SentenceEncoder(folder, device="cpu", batch_size=3)
-    assert (encoder.pooling, encoder.name) == (pooling, str(folder))
+    assumed = " (mean over the tokens, assumed)" if given is None else ""
+    assert (encoder.pooling, encoder.name) == (pooling, f"{folder}{assumed}")
     vectors, expected = encoder.encode(NAMES), one_by_one(folder, NAMES, pooling)
     for name in NAMES:
         np.testing.assert_allclose(vectors[name], expected[name], atol=2e-5)
@@ -123,3 +107,22 @@ def test_bad_names_and_bad_vectors():
         SpellingEncoder().encode(["a", " "])
     with pytest.raises(EncoderError, match="broken returned a vector that is zero"):
         Broken().encode(["a"])
+
+
+def test_a_hub_name_works_from_the_cache_alone(tmp_path, monkeypatch):
+    given = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+    built = sentence_model(tmp_path / "m", pooling=given, modules=["Transformer", "Pooling"])
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--someone--sentences"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(built, repository / "snapshots" / commit)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    encoder = SentenceEncoder("someone/sentences", device="cpu")
+    assert (encoder.name, encoder.pooling) == ("someone/sentences", "cls")
+    np.testing.assert_allclose(encoder.encode(["a"])["a"], one_by_one(built, ["a"], "cls")["a"], atol=2e-5)
+    shutil.rmtree(repository / "snapshots" / commit / "1_Pooling")
+    with pytest.raises(EncoderError, match=r"names a pooling, but .*\(hf download someone/sentences\)"):
+        SentenceEncoder("someone/sentences", device="cpu")  # how it pools cannot be known: not guessed

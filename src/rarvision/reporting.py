@@ -161,7 +161,7 @@ class Report:
         top1: Accuracy of the first name.
         top1_interval: Its 95 % bootstrap interval over images.
         intervals: The same of the other figures: ``top5``, ``recall5``, …, ``retrieval_top1``, ``mean_per_class``,
-            ``cacc`` (with the assignment of all images) and ``sacc``.
+            ``cacc`` (with the assignment of all images) and ``sacc``; ``open_top1`` where there are foreign images.
         topk: Accuracy of the first k ranked names, by k.
         recall: Share whose label is among the first k that retrieval found, by k: what ranking can reach at most.
         retrieval_top1: Accuracy of retrieval's first.
@@ -287,7 +287,7 @@ class Report:
             rows.append(("called unknown", f"{self.rejected:,}; of the others right {self.top1_accepted:.1%}"))
         if self.foreign:
             rows.append(("not in the memory", f"{self.foreign:,}, called unknown {self.foreign_rejected:,}"))
-            rows.append(("right, unknown included", f"{self.open_top1:.1%}"))
+            rows.append(("right, unknown included", self._share(self.open_top1, "open_top1")))
         if self.unknown_auroc is not None and self.unknown_fpr95 is not None:
             accepted = f"{self.unknown_fpr95:.1%} accepted with 95 % of the others"
             rows.append(("AUROC of unknown", f"{self.unknown_auroc:.3f} ({accepted})"))
@@ -372,6 +372,11 @@ def report_of(
         "cacc": bootstrap_interval(clustered),
         "sacc": bootstrap_interval(alike),
     }
+    open_right = [
+        image.unknown if f else r and not image.unknown for f, r, image in zip(foreign, hit, answered, strict=True)
+    ]
+    if any(foreign):
+        intervals["open_top1"] = bootstrap_interval([*open_right, *[False] * (len(images) - len(answered))])
     accepted = [right for right, image in zip(hit, answered, strict=True) if not image.unknown]
     return Report(
         n=len(images),
@@ -394,10 +399,7 @@ def report_of(
         rejected=sum(image.unknown for image in answered),
         foreign=sum(foreign),
         foreign_rejected=sum(f and image.unknown for f, image in zip(foreign, answered, strict=True)),
-        open_top1=sum(
-            image.unknown if f else r and not image.unknown for f, r, image in zip(foreign, hit, answered, strict=True)
-        )
-        / len(images),
+        open_top1=sum(open_right) / len(images),
         unknown_auroc=area_under_roc(outside, foreign) if some else None,
         # the positives are the images that the memory knows
         unknown_fpr95=false_positive_rate_at([-v for v in outside], [not f for f in foreign]) if some else None,

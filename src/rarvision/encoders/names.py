@@ -123,7 +123,7 @@ class SentenceEncoder(NameEncoder):
         batch_size: Names in one forward pass.
 
     Attributes:
-        pooling: ``mean`` over the tokens, or ``cls``, the first one's.
+        pooling: ``mean`` over the tokens, which is assumed where the checkpoint says nothing, or ``cls``, the first one's.
 
     Raises:
         EncoderError: No such model, or one with other parts than a transformer and one of these poolings.
@@ -151,7 +151,7 @@ class SentenceEncoder(NameEncoder):
             with without_weight_bars():
                 loaded = transformers.AutoModel.from_pretrained(self._source, use_safetensors=True, **options)
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self._source, **options)
-            self.pooling = _pooling(self._source, revision)
+            stated = _pooling(self._source, revision)
             self._model: Any = loaded.to(place).eval()
         except EncoderError:
             raise
@@ -162,6 +162,8 @@ class SentenceEncoder(NameEncoder):
                 f"and the tokenizer; or, where the model hub can be reached, a name such as "
                 f"sentence-transformers/all-mpnet-base-v2. {type(error).__name__}: {reason}"
             ) from error
+        self._assumed = stated is None
+        self.pooling = stated or "mean"
         if getattr(self._model.config, "is_encoder_decoder", False) or not hasattr(self._model.config, "hidden_size"):
             raise EncoderError(
                 f"{self._source} is a {self._model.config.model_type!r} model, no sentence encoder; give one such as "
@@ -170,8 +172,9 @@ class SentenceEncoder(NameEncoder):
 
     @property
     def name(self) -> str:
-        """The hub name, with its revision, or the folder."""
-        return self._source if self._revision is None else f"{self._source}@{self._revision}"
+        """The hub name, with its revision, or the folder; and that the pooling was assumed, where nothing says it."""
+        source = self._source if self._revision is None else f"{self._source}@{self._revision}"
+        return f"{source} (mean over the tokens, assumed)" if self._assumed else source
 
     def _encode(self, names: list[str]) -> Float[np.ndarray, "n dim"]:
         import torch
@@ -190,8 +193,9 @@ class SentenceEncoder(NameEncoder):
         return np.concatenate(found)
 
 
-def _pooling(model: str, revision: str | None) -> str:
-    """What a checkpoint says of its parts after the transformer; the mean where it says nothing."""
+def _pooling(model: str, revision: str | None) -> str | None:
+    """What a checkpoint says of its parts after the transformer; None where it says nothing."""
+    kinds: list[str] = []
     if modules := checkpoint_file(model, "modules.json", revision):
         kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(modules.read_text(encoding="utf-8"))]
         if others := [kind for kind in kinds if kind not in _PLAIN_MODULES]:
@@ -199,8 +203,13 @@ def _pooling(model: str, revision: str | None) -> str:
                 f"{model} has parts that are not known here: {', '.join(others)}; known: {', '.join(_PLAIN_MODULES)}"
             )
     settings = checkpoint_file(model, "1_Pooling/config.json", revision)
+    if settings is None and "Pooling" in kinds:
+        raise EncoderError(
+            f"{model}: modules.json names a pooling, but 1_Pooling/config.json is not here; get the whole repository "
+            f"(hf download {model})"
+        )
     if settings is None:
-        return "mean"
+        return None
     values = json.loads(settings.read_text(encoding="utf-8"))
     named = str(values.get("pooling_mode", ""))
     modes = [named] if named else [k.removeprefix("pooling_mode_") for k, on in values.items() if on is True]
