@@ -123,7 +123,7 @@ class SentenceEncoder(NameEncoder):
         batch_size: Names in one forward pass.
 
     Attributes:
-        pooling: ``mean`` over the tokens, which is assumed where the checkpoint says nothing, or ``cls``, the first one's.
+        pooling: ``mean`` over the tokens, assumed where the checkpoint says nothing, or ``cls``, the first one's.
 
     Raises:
         EncoderError: No such model, or one with other parts than a transformer and one of these poolings.
