@@ -466,6 +466,7 @@ class Recognizer:
         return rankings
 
     def _rank_alone(self, ranker: BaseRanker, question: _Question) -> Ranking | ImageError:
+        candidates = question.names
         try:
             (ranking,) = _ask(ranker, [question])
         except (ChatError, ImageError) as error:
@@ -475,9 +476,7 @@ class Recognizer:
             if isinstance(error, ImageError) and not self._allow_fallback:
                 return error
             no_answer = isinstance(error, ChatUnavailableError | ChatProtocolError)
-            return fallback(
-                len(question.names), ranker.strategy, f"{type(error).__name__}: {error}", unanswered=no_answer
-            )
+            return fallback(len(candidates), ranker.strategy, f"{type(error).__name__}: {error}", unanswered=no_answer)
         self._outage.note(None)
         return ranking
 
