@@ -20,6 +20,7 @@ from jaxtyping import install_import_hook
 # Shapes and dtypes in signatures hold in every test: checked at run time here, and nowhere else. (The command line is
 # left out: typer reads its signatures.)
 _CHECKED = (
+    "asking",
     "audit",
     "comparing",
     "chat",

@@ -210,10 +210,12 @@ def _open(file: io.BytesIO | io.BufferedReader, *, name: str, max_pixels: int, k
     except Exception as error:  # Pillow's plugins raise anything whatever on hostile headers
         raise ImageError(f"{name}: the image's header is damaged: {error}") from error
     with image:
-        return _decode(image, name=name, max_pixels=max_pixels, keep=keep)
+        return _decode(image, name=name, max_pixels=max_pixels, keep=keep, ours=True)
 
 
-def _decode(image: Image.Image, *, name: str, max_pixels: int, keep: tuple[int, int] | None) -> Picture:
+def _decode(
+    image: Image.Image, *, name: str, max_pixels: int, keep: tuple[int, int] | None, ours: bool = False
+) -> Picture:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageTooLargeError(
@@ -225,7 +227,7 @@ def _decode(image: Image.Image, *, name: str, max_pixels: int, keep: tuple[int, 
     try:
         scale = 1 if keep is None else _reduce(image, keep)
         image.load()
-        turned = _to_rgb(_upright(image))
+        turned = _to_rgb(_upright(image, ours=ours))
         return Picture.of(turned) if scale == 1 else _reduced(turned, (width, height), scale, _orientation(image))
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name}: more pixels inside than its header says: {error}") from error
@@ -266,7 +268,10 @@ def _orientation(image: Image.Image) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, *, ours: bool) -> Image.Image:
+    """Turned as its metadata say; with pixels of its own, unless the image is ``ours`` to give away."""
+    if ours and _orientation(image) == 1:
+        return image._new(image.im)  # noqa: SLF001 - the same pixels, without what else the file held
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # noqa: BLE001 - unreadable metadata must not cost a readable picture

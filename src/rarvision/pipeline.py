@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
+from rarvision.asking import Asker, Question, as_arguments
 from rarvision.calibration import Calibration, FitStatus, RankerFit, RankerWeight
+from rarvision.chat.threads import ordered_stream
 from rarvision.encoders import Views, check_views, ordered_map
 from rarvision.errors import (
-    ChatError,
-    ChatProtocolError,
-    ChatUnavailableError,
-    ChatUnsupportedError,
     ImageError,
     InputError,
     MemoryEmptyError,
@@ -32,7 +30,6 @@ from rarvision.images import Picture, load_image
 from rarvision.judging import Judge
 from rarvision.memory.base import Memory
 from rarvision.ranking import BaseRanker, NoExample, OptionPrior, Ranker, Showing, Shown, WorkedExample
-from rarvision.ranking.outage import Outage, fallback
 from rarvision.retrieval import Retriever
 from rarvision.taxonomy import Taxonomy
 from rarvision.types import Candidate, Prediction, Ranking, Sample
@@ -46,6 +43,7 @@ Recognizable = Sample | Path | str | bytes | Image
 _READERS = 4
 _READ_AHEAD = 8
 _MAX_BATCH_PIXELS = 64_000_000
+_LIGHT = 0.25  # what an image weighs that is not held any more, as it has its answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +66,20 @@ class _Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    image: Image
-    names: Sequence[str]
-    shown: Sequence[Shown] | None
-    worked: WorkedExample | NoExample | None
+class _Case:
+    """An image on its way: what was retrieved for it in each order, and what the ranker is asked, or has answered."""
+
+    source: str
+    failure: RecognitionFailure | None = None
+    shown: Sequence[Sequence[Candidate]] = ()
+    answers: Sequence[Question | Ranking | ImageError | None] = ()
+    retrieval_ms: float = 0.0
+    ranking_ms: float = 0.0
+
+    @property
+    def questions(self) -> list[Question]:
+        """Those without an answer."""
+        return [answer for answer in self.answers if isinstance(answer, Question)]
 
 
 class Recognizer:
@@ -142,7 +149,8 @@ class Recognizer:
         self._allow_fallback = allow_fallback
         self._batch_size = batch_size
         self._views = check_views(views)
-        self._outage = Outage()
+        self._asker = None if ranker is None else Asker(ranker, allow_fallback=allow_fallback)
+        self._parallel = 1 if ranker is None else ranker.parallel_calls
         showing = Showing() if ranker is None else ranker.showing
         self._exemplars = Exemplars(memory, showing)
         self._worked = WorkedExamples(retriever) if showing.worked_example else None
@@ -230,7 +238,9 @@ class Recognizer:
     def iter_recognize(self, images: Iterable[Recognizable]) -> Generator[Prediction | RecognitionFailure]:
         """Recognise a stream of images of any length in bounded memory.
 
-        Images are read ahead in a few threads; a batch is closed early where its images are large.
+        Images are read ahead in a few threads; a batch is closed early where its images are large. A ranker that takes
+        several calls at a time, such as one over HTTP, is asked about each image as soon as it may be, across batches:
+        fewer at a time where the images are large.
 
         Args:
             images: Consumed as the outcomes are.
@@ -269,8 +279,10 @@ class Recognizer:
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
             ahead = max(1, min(_READ_AHEAD, self._batch_size))
             loaded = ordered_map(self._load, enumerate(images), pool=pool, ahead=ahead)
-            for batch in self._batches(loaded):
-                yield from self._recognize_loaded(batch, orders)
+            with closing(self._answered(self._cases(self._batches(loaded), orders))) as answered:
+                for group in answered:
+                    for case in group:
+                        yield self._outcome(case)
 
     def estimate_bias(self, images: Iterable[Recognizable]) -> OptionPrior:
         """Estimate the ranker's prior of letters and places from the candidates of a few images; see `Ranker`.
@@ -286,11 +298,11 @@ class Recognizer:
         """
         if not isinstance(self._ranker, Ranker):
             raise OptionError("a prior of letters and places is a Ranker's; this recognizer has none")
-        questions: list[_Question] = []
+        questions: list[Question] = []
         for batch in self._batches(map(self._load, enumerate(images))):
             loaded, found, _ = self._retrieve_loaded(batch)
             questions += self._questions(loaded, found)
-        return self._ranker.estimate_bias(**_asked(questions))
+        return self._ranker.estimate_bias(**as_arguments(questions))
 
     def with_ranker(self, ranker: BaseRanker | None) -> Recognizer:
         """The same recognizer with another ranker."""
@@ -337,41 +349,97 @@ class Recognizer:
         if batch:
             yield batch
 
-    def _recognize_loaded(
-        self, batch: Sequence[_Loaded | RecognitionFailure], orders: Callable[[str, int], Sequence[Sequence[int]]]
-    ) -> Iterator[tuple[Prediction, ...] | RecognitionFailure]:
-        started = time.perf_counter()
-        self._judge.refresh()
-        good, found, failures = self._retrieve_loaded(batch)
-        retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
-        shown = [
-            [[candidates[place] for place in order] for order in orders(item.source, len(candidates))]
-            for item, candidates in zip(good, found, strict=True)
+    def _cases(
+        self,
+        batches: Iterable[Sequence[_Loaded | RecognitionFailure]],
+        orders: Callable[[str, int], Sequence[Sequence[int]]],
+    ) -> Iterator[list[_Case]]:
+        """What is to be asked together: a batch, or each image where the ranker takes several calls at a time."""
+        for batch in batches:
+            started = time.perf_counter()
+            self._judge.refresh()
+            good, found, failures = self._retrieve_loaded(batch)
+            retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
+            shown = [
+                [[candidates[place] for place in order] for order in orders(item.source, len(candidates))]
+                for item, candidates in zip(good, found, strict=True)
+            ]
+            questions = iter(
+                self._gated(
+                    [item for item, each in zip(good, shown, strict=True) for _ in each],
+                    [candidates for each in shown for candidates in each],
+                )
+            )
+            done = iter(
+                _Case(item.source, None, each, [next(questions) for _ in each], retrieval_ms)
+                for item, each in zip(good, shown, strict=True)
+            )
+            cases = [next(done) if failure is None else _Case(failure.source, failure) for failure in failures]
+            yield from [cases] if self._parallel == 1 else ([case] for case in cases)
+
+    def _gated(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[Question | Ranking | None]:
+        """What to ask about each image; a ranking where retrieval is sure of it, None where there is no ranker."""
+        if self._ranker is None:
+            return [None] * len(items)
+        strategy, gated = self._ranker.strategy, self._judge.gated
+        skipped = [self._judge.skip(candidates, strategy) if gated else None for candidates in found]
+        asked = [i for i, ranking in enumerate(skipped) if ranking is None]
+        questions = iter(self._questions([items[i] for i in asked], [found[i] for i in asked]))
+        return [next(questions) if ranking is None else ranking for ranking in skipped]
+
+    def _questions(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[Question]:
+        nothing = [None] * len(items)
+        shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or nothing
+        worked: Sequence[WorkedExample | NoExample | None] = self._worked.of(nothing) if self._worked else nothing
+        return [
+            Question(item.image, [candidate.category for candidate in candidates], each, example)
+            for item, candidates, each, example in zip(items, found, shown, worked, strict=True)
         ]
-        started = time.perf_counter()
-        rankings = iter(
-            self._gated(
-                [item for item, each in zip(good, shown, strict=True) for _ in each],
-                [candidates for each in shown for candidates in each],
-            )
+
+    def _answered(self, groups: Iterable[list[_Case]]) -> Generator[list[_Case]]:
+        """The same in the same order, ranked; as many at a time as the ranker takes."""
+        if self._parallel == 1:
+            yield from map(self._ask, groups)
+            return
+        ahead = 2 * self._parallel + self._batch_size  # as many wait as are under way, and a batch is encoded meanwhile
+
+        def weight(group: list[_Case]) -> float:
+            pixels = max((q.image.width * q.image.height for case in group for q in case.questions), default=0)
+            return max(1 / ahead, pixels / _MAX_BATCH_PIXELS) if pixels else _LIGHT / ahead
+
+        yield from ordered_stream(
+            self._ask, groups, threads=self._parallel, weight=weight, weight_answered=_LIGHT / ahead
         )
-        ranking_ms = (time.perf_counter() - started) * 1000 / max(1, len(good)) if self._ranker else 0.0
-        lists = iter(zip(good, shown, strict=True))
-        for failure in failures:
-            if failure is not None:
-                yield failure
-                continue
-            item, each = next(lists)
-            mine = [next(rankings) for _ in each]
-            refused = [ranking for ranking in mine if isinstance(ranking, ImageError)]
-            if refused:
-                yield RecognitionFailure(source=item.source, error=refused[0])
-                continue
-            yield tuple(
-                self._judge.predict(item.source, candidates, ranking, retrieval_ms=retrieval_ms, ranking_ms=ranking_ms)
-                for candidates, ranking in zip(each, mine, strict=True)
-                if not isinstance(ranking, ImageError)
+
+    def _ask(self, group: list[_Case]) -> list[_Case]:
+        """With the answers to its questions; called in several threads where the ranker takes several calls."""
+        questions = [question for case in group for question in case.questions]
+        if self._asker is None or not questions:
+            return group
+        found, seconds = self._asker.ask(questions)
+        answers, good = iter(found), sum(case.failure is None for case in group)
+        return [
+            replace(
+                case,
+                answers=[next(answers) if isinstance(each, Question) else each for each in case.answers],
+                ranking_ms=1000 * seconds / good,
             )
+            for case in group
+        ]
+
+    def _outcome(self, case: _Case) -> tuple[Prediction, ...] | RecognitionFailure:
+        """Predictions from what was retrieved and answered, or why there are none."""
+        if case.failure is not None:
+            return case.failure
+        refused = [answer for answer in case.answers if isinstance(answer, ImageError)]
+        if refused:
+            return RecognitionFailure(source=case.source, error=refused[0])
+        times = {"retrieval_ms": case.retrieval_ms, "ranking_ms": case.ranking_ms}
+        return tuple(
+            self._judge.predict(case.source, candidates, ranking, **times)
+            for candidates, ranking in zip(case.shown, case.answers, strict=True)
+            if not isinstance(ranking, ImageError | Question)
+        )
 
     def _retrieve_loaded(
         self, batch: Sequence[_Loaded | RecognitionFailure]
@@ -412,89 +480,3 @@ class Recognizer:
                     vectors.append(error)
         encoded = iter(vectors)
         return [next(encoded) if isinstance(item, _Loaded) else None for item in batch]
-
-    def _gated(
-        self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
-    ) -> Sequence[Ranking | ImageError | None]:
-        """A ranking for each image; those that retrieval is sure of are not asked about."""
-        if self._ranker is None or not self._judge.gated:
-            return self._rank(items, found)
-        skipped = [self._judge.skip(candidates, self._ranker.strategy) for candidates in found]
-        asked = [i for i, ranking in enumerate(skipped) if ranking is None]
-        answers = iter(self._rank([items[i] for i in asked], [found[i] for i in asked]))
-        return [next(answers) if ranking is None else ranking for ranking in skipped]
-
-    def _rank(
-        self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]
-    ) -> Sequence[Ranking | ImageError | None]:
-        """A ranking for each image, or the error where the MLLM's preprocessing refuses it."""
-        if self._ranker is None:
-            return [None] * len(items)
-        questions = self._questions(items, found)
-        rankings: list[Ranking | ImageError] = []
-        if questions and self._outage.suspected and not self._outage.waiting:
-            rankings.append(self._rank_alone(self._ranker, questions[0]))
-        left = questions[len(rankings) :]
-        if self._outage.suspected:
-            return [*rankings, *(self._outage.not_asked(len(each.names), self._ranker.strategy) for each in left)]
-        return [*rankings, *self._rank_together(self._ranker, left)]
-
-    def _questions(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[_Question]:
-        nothing = [None] * len(items)
-        shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or nothing
-        worked: Sequence[WorkedExample | NoExample | None] = self._worked.of(nothing) if self._worked else nothing
-        return [
-            _Question(item.image, [candidate.category for candidate in candidates], each, example)
-            for item, candidates, each, example in zip(items, found, shown, worked, strict=True)
-        ]
-
-    def _rank_together(self, ranker: BaseRanker, questions: Sequence[_Question]) -> list[Ranking | ImageError]:
-        """As a batch; where that fails one by one, until the MLLM is taken to be down: only what fails falls back."""
-        if len(questions) == 1:
-            return [self._rank_alone(ranker, questions[0])]
-        try:
-            return list(_ask(ranker, questions))
-        except (ChatError, ImageError) as error:
-            if self._must_raise(error):
-                raise
-        rankings: list[Ranking | ImageError] = []
-        for question in questions:
-            if self._outage.suspected:
-                rankings.append(self._outage.not_asked(len(question.names), ranker.strategy))
-            else:
-                rankings.append(self._rank_alone(ranker, question))
-        return rankings
-
-    def _rank_alone(self, ranker: BaseRanker, question: _Question) -> Ranking | ImageError:
-        candidates = question.names
-        try:
-            (ranking,) = _ask(ranker, [question])
-        except (ChatError, ImageError) as error:
-            if self._must_raise(error):
-                raise
-            self._outage.note(error)
-            if isinstance(error, ImageError) and not self._allow_fallback:
-                return error
-            no_answer = isinstance(error, ChatUnavailableError | ChatProtocolError)
-            return fallback(len(candidates), ranker.strategy, f"{type(error).__name__}: {error}", unanswered=no_answer)
-        self._outage.note(None)
-        return ranking
-
-    def _must_raise(self, error: ChatError | ImageError) -> bool:
-        """Whether an error is more than one image's."""
-        return isinstance(error, ChatUnsupportedError) or (isinstance(error, ChatError) and not self._allow_fallback)
-
-
-def _ask(ranker: BaseRanker, questions: Sequence[_Question]) -> Sequence[Ranking]:
-    return ranker.rank_batch(**_asked(questions))
-
-
-def _asked(questions: Sequence[_Question]) -> dict[str, Any]:
-    """What `BaseRanker.rank_batch` is given; nothing beside the names where a ranker wants nothing."""
-    shown, worked = [question.shown for question in questions], [question.worked for question in questions]
-    return {
-        "images": [question.image for question in questions],
-        "names": [question.names for question in questions],
-        **({"shown": shown} if any(each is not None for each in shown) else {}),
-        **({"worked": worked} if any(each is not None for each in worked) else {}),
-    }

@@ -108,6 +108,14 @@ class Chat(abc.ABC):
     def context_limit(self) -> int | None:
         """Tokens of prompt and answer together, None where unknown."""
 
+    @property
+    def parallel_calls(self) -> int:
+        """Calls that may be under way at a time, each from a thread of its own; 1 where calls must not overlap.
+
+        Where it is more, a stream of images is asked about one by one in so many threads, not batch by batch.
+        """
+        return 1
+
     @abc.abstractmethod
     def generate(
         self, requests: Sequence[ChatRequest], *, max_tokens: int, constraints: Sequence[ListConstraint] | None = None

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar, final
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint
-from rarvision.chat.rendering import openai_messages
+from rarvision.chat.rendering import EncodedImages, OpenAIRequest
 from rarvision.chat.threads import ordered
 from rarvision.chat.transport import JsonClient
 from rarvision.errors import (
@@ -43,6 +44,9 @@ _MAX_GUIDED_NAMES = 6
 
 _ASK_AGAIN_AFTER_S = 30.0
 """A server that could not say what it serves is not asked that again sooner, unless it answers something else."""
+
+_READY = 8
+"""Requests whose images are encoded while all that may be under way are, so that no place stays empty."""
 
 _STATUS_ADVICE = {
     401: "check the API key and what it may use",
@@ -77,9 +81,10 @@ class _TooManyLogProbsError(ChatUnsupportedError):
 class HTTPChat(Chat):
     """A served model, over the public chat-completions API.
 
-    Requests run ``concurrency`` at a time and are answered in order; only those in flight hold encoded images. A
-    connection that fails, a timeout, 408, 429, 5xx and answers that are no JSON object are retried with exponential
-    back-off and jitter, or as the server's ``Retry-After`` says. Ctrl-C ends the waiting at once.
+    Requests run ``concurrency`` at a time, whichever thread asks, and are answered in order; only those in flight and a
+    few that come next hold encoded images. A connection that fails, a timeout, 408, 429, 5xx and answers that are no
+    JSON object are retried with exponential back-off and jitter, or as the server's ``Retry-After`` says. Ctrl-C ends
+    the waiting at once.
 
     The API has no log-likelihood of given texts: `continuation_log_probs` is not served. Log-probabilities of the first
     token are read from ``top_logprobs`` (at most 20 tokens) where the server reports them.
@@ -137,10 +142,15 @@ class HTTPChat(Chat):
         if guided not in (None, "structured_outputs", "guided_regex", "regex"):
             raise OptionError(f"guided must be None, 'structured_outputs', 'guided_regex' or 'regex', got {guided!r}")
         self._client = JsonClient(
-            _api_root(base_url), api_key=api_key, timeout_s=timeout_s, retries=retries, backoff_s=backoff_s
+            _api_root(base_url),
+            api_key=api_key,
+            posts=concurrency,
+            timeout_s=timeout_s,
+            retries=retries,
+            backoff_s=backoff_s,
         )
         self._model = model
-        self._concurrency = concurrency
+        self._at_once = 1 if concurrency == 1 else concurrency + min(concurrency, _READY)
         self._image_format: Literal["jpeg", "png"] = image_format
         self._extra_body = dict(extra_body or {})
         self._option_log_probs = option_log_probs
@@ -154,6 +164,7 @@ class HTTPChat(Chat):
         self._listing: list[dict[str, Any]] | None = None
         self._silent_until: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._finding_out = threading.Lock()  # what the server serves is asked by one thread, for all
 
     def __repr__(self) -> str:
         return f"HTTPChat({self._client.shown_url!r}, model={self._model!r})"
@@ -182,9 +193,10 @@ class HTTPChat(Chat):
         While the server cannot be reached, log-probabilities are taken to be served, so that the failure shows where
         an answer is asked for. It is then asked again after half a minute, or once it has answered a request.
         """
-        served = self._option_log_probs
-        if served is None:
-            self._option_log_probs = served = self._about("log-probabilities", self._probe_log_probs)
+        with self._finding_out:
+            if self._option_log_probs is None:
+                self._option_log_probs = self._about("log-probabilities", self._probe_log_probs)
+            served = self._option_log_probs
         return Capabilities(
             option_log_probs=served is not False,
             continuation_log_probs=False,
@@ -196,9 +208,15 @@ class HTTPChat(Chat):
     @property
     def context_limit(self) -> int | None:
         """As given, else the server's ``max_model_len``; None where unknown."""
-        if self._context_limit is None:
-            self._context_limit = self._about("context length", self._listed_context_limit)
-        return self._context_limit
+        with self._finding_out:
+            if self._context_limit is None:
+                self._context_limit = self._about("context length", self._listed_context_limit)
+            return self._context_limit
+
+    @property
+    def parallel_calls(self) -> int:
+        """Those in flight, and a few whose images are being encoded."""
+        return self._at_once
 
     def generate(
         self, requests: Sequence[ChatRequest], *, max_tokens: int, constraints: Sequence[ListConstraint] | None = None
@@ -220,10 +238,10 @@ class HTTPChat(Chat):
                 raise OptionError(f"expected one constraint a request: {len(requests)}, got {len(constraints)}")
             extras = [self._guide(constraint) for constraint in constraints]
 
-        def ask(item: tuple[ChatRequest, dict[str, Any]]) -> Completion:
-            return self._completion(self._ask(item[0], max_tokens, item[1]))
+        def ask(request: OpenAIRequest, extra: dict[str, Any]) -> Completion:
+            return self._completion(self._ask(request, max_tokens, extra))
 
-        return self._each(ask, list(zip(requests, extras, strict=True)))
+        return self._each(ask, requests, extras)
 
     def option_log_probs(
         self, requests: Sequence[ChatRequest], options: Sequence[Sequence[str]]
@@ -245,13 +263,13 @@ class HTTPChat(Chat):
         if self._option_log_probs is False:
             raise self._no_log_probs()
 
-        def ask(item: tuple[ChatRequest, Sequence[str]]) -> Float[np.ndarray, " options"]:
-            reported = self._first_token(item[0])
+        def ask(request: OpenAIRequest, texts: Sequence[str]) -> Float[np.ndarray, " options"]:
+            reported = self._first_token(request)
             if reported is None:
                 raise self._no_log_probs()
-            return _match_options(item[1], reported)
+            return _match_options(texts, reported)
 
-        return self._each(ask, list(zip(requests, options, strict=True)))
+        return self._each(ask, requests, options)
 
     def continuation_log_probs(
         self, requests: Sequence[ChatRequest], continuations: Sequence[Sequence[str]]
@@ -271,31 +289,37 @@ class HTTPChat(Chat):
         """Close the connections."""
         self._client.close()
 
-    def _each(self, ask: Callable[[Any], _T], items: Sequence[Any]) -> list[_T]:
-        """Run in threads, ``concurrency`` at a time; the first failure cancels what has not begun."""
-        if len(items) <= 1 or self._concurrency == 1:
-            return [ask(item) for item in items]
-        self._model_name()  # ask once, not in every thread
-        return ordered(ask, items, threads=self._concurrency)
+    def _each(
+        self, ask: Callable[[OpenAIRequest, Any], _T], requests: Sequence[ChatRequest], others: Sequence[Any]
+    ) -> list[_T]:
+        """Ask each request, with what belongs to it, in threads; the first failure calls off the others."""
+        images = EncodedImages(requests, self._image_format)
 
-    def _ask(self, request: ChatRequest, max_tokens: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+        def one(item: tuple[ChatRequest, Any]) -> _T:
+            return ask(OpenAIRequest(item[0], images), item[1])
+
+        items = list(zip(requests, others, strict=True))
+        if len(items) <= 1 or self._at_once == 1:
+            return [one(item) for item in items]
+        self._model_name()  # ask once, not in every thread
+        return ordered(one, items, threads=self._at_once)
+
+    def _ask(self, request: OpenAIRequest, max_tokens: int, extra: Mapping[str, Any]) -> dict[str, Any]:
         """One request; the first choice of its answer."""
-        body: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "model": self._model_name(),
-            "messages": openai_messages(request, image_format=self._image_format),
             "temperature": 0,
             self._limit_field: max_tokens,
             **extra,
             **self._extra_body,
         }
-        body = {key: value for key, value in body.items() if value is not None}
-        status, answer = self._client.post("chat/completions", body)
+        status, answer = self._client.post("chat/completions", partial(request.body, fields))
         if status != 200:
             message = str(answer.get("error"))
-            if "max_completion_tokens" in message and "max_completion_tokens" not in body:
+            if "max_completion_tokens" in message and "max_completion_tokens" not in fields:
                 self._limit_field = "max_completion_tokens"  # newer hosted models refuse the older name
                 return self._ask(request, max_tokens, extra)
-            raise self._refusal(status, message, asked_log_probs=body.get("top_logprobs"))
+            raise self._refusal(status, message, asked_log_probs=fields.get("top_logprobs"))
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ChatProtocolError(f"{self.name}: expected 'choices' with an answer, got {str(answer)[:200]!r}")
@@ -315,7 +339,7 @@ class HTTPChat(Chat):
             return Completion(text=text[: self._max_answer_chars], finish_reason="characters")
         return Completion(text=text, finish_reason="length" if choice.get("finish_reason") == "length" else "stop")
 
-    def _first_token(self, request: ChatRequest) -> list[tuple[str, float]] | None:
+    def _first_token(self, request: OpenAIRequest) -> list[tuple[str, float]] | None:
         """Texts and log-probabilities of the likeliest first tokens; None where the server does not report them."""
         asked = self._served_top_logprobs
         try:
@@ -358,8 +382,9 @@ class HTTPChat(Chat):
         return next((int(value) for value in found if isinstance(value, int)), None)
 
     def _probe_log_probs(self) -> bool:
+        question = ChatRequest.of("Answer with the letter A.")
         try:
-            return self._first_token(ChatRequest.of("Answer with the letter A.")) is not None
+            return self._first_token(OpenAIRequest(question, EncodedImages([question], self._image_format))) is not None
         except ChatUnsupportedError:
             return False
 

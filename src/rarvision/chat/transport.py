@@ -6,16 +6,16 @@ import contextlib
 import email.utils
 import json
 import math
-import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from rarvision.chat.threads import in_background
+from rarvision.chat.lanes import Lanes, Turn
+from rarvision.chat.threads import Errand
 from rarvision.errors import ChatError, ChatProtocolError, ChatUnavailableError, OptionError
 
 __all__ = ["JsonClient"]
@@ -40,17 +40,20 @@ class JsonClient:
     """Posts and gets JSON objects; safe to use from several threads, and can be interrupted.
 
     An attempt runs in a daemon thread with a connection of its own, so that whatever holds it up (a name that is not
-    resolved, headers without end) is left alone when its time is over.
+    resolved, headers without end) is left alone when its time is over, or when the errand it belongs to is called off.
 
     Args:
         root: The API's root, without a slash at its end.
         api_key: Bearer token; removed from everything that is shown.
+        posts: How many are under way at a time, whoever posts; a place is kept from the first attempt to the last.
         timeout_s: Seconds for one attempt, to the last byte; at most 10 of them for the connection.
         retries: Attempts after the first.
         backoff_s: First wait, seconds; doubles, with jitter.
     """
 
-    def __init__(self, root: str, *, api_key: str | None, timeout_s: float, retries: int, backoff_s: float) -> None:
+    def __init__(
+        self, root: str, *, api_key: str | None, posts: int, timeout_s: float, retries: int, backoff_s: float
+    ) -> None:
         import httpx
 
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
@@ -65,34 +68,36 @@ class JsonClient:
         headers = {"Accept": "application/json", "User-Agent": "rarvision"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
-        self._options: dict[str, Any] = {
+        options: dict[str, Any] = {
             "headers": headers,
             "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, _LONGEST_CONNECT_S)),
             "verify": httpx.create_ssl_context(),  # once: it takes longer than a request
         }
-        self._lanes: set[Any] = set()
-        self._idle: list[Any] = []
-        self._awaited: set[Future[Any]] = set()
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self._open = Errand()
+        self._lanes: Lanes[Any] = Lanes(posts, partial(httpx.Client, **options))
         try:
-            self._idle.append(self._new_lane())
+            self._lanes.open()
         except (ValueError, httpx.InvalidURL) as error:
             raise OptionError(f"the API key or the proxy settings do not fit into a request: {type(error)}") from None
-        weakref.finalize(self, _close_all, self._lanes)  # for callers who do not close
+        weakref.finalize(self, self._lanes.close)  # for callers who do not close
         parts = urlsplit(root)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         self.shown_url = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
         """The root without user name and password."""
 
-    def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Status and JSON object of the answer; that of a 4xx is ``{"error": message}``.
+    def post(self, path: str, body: Callable[[], bytes]) -> tuple[int, dict[str, Any]]:
+        """Status and JSON object of the answer to a JSON object; that of a 4xx is ``{"error": message}``.
+
+        Args:
+            path: Below the root.
+            body: Makes the object's bytes, when they are about to be sent.
 
         Raises:
             ChatUnavailableError: no answer after the last retry, or the client was closed meanwhile.
             ChatProtocolError: an answer that is no JSON object, after the last retry too; or too large.
+            CancelledError: the errand that the calling thread is on was called off.
         """
-        return self._retrying("POST", path, json.dumps(body, ensure_ascii=False).encode())
+        return self._retrying("POST", path, body)
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         """The same for a plain request."""
@@ -100,16 +105,13 @@ class JsonClient:
 
     def close(self) -> None:
         """Close all connections; who waits for an answer, or to ask again, stops waiting."""
-        self._closed.set()
-        with self._lock:
-            lanes, answers = set(self._lanes), set(self._awaited)
-        for answer in answers:
-            answer.cancel()
-        _close_all(lanes)
+        self._open.call_off()
+        self._lanes.close()
 
-    def _retrying(self, method: str, path: str, content: bytes | None) -> tuple[int, dict[str, Any]]:
+    def _retrying(self, method: str, path: str, body: Callable[[], bytes] | None) -> tuple[int, dict[str, Any]]:
         import tenacity
 
+        errand = Errand.here(self._open)
         double = tenacity.wait_exponential(multiplier=self._backoff_s, max=_LONGEST_WAIT_S)
         grow = double + tenacity.wait_random(0, self._backoff_s)
 
@@ -118,59 +120,39 @@ class JsonClient:
             asked = failure.retry_after_s if isinstance(failure, _TryAgainError) else None
             return grow(state) if asked is None else asked
 
+        def rest(seconds: float) -> None:
+            with contextlib.suppress(TimeoutError):
+                errand.result(Future[None](), timeout_s=seconds)
+
         attempts = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self._retries + 1),
             wait=pause,
-            sleep=tenacity.sleep_using_event(self._closed),
+            sleep=rest,
             retry=tenacity.retry_if_exception_type(_TryAgainError),
             reraise=True,
         )
         try:
-            return attempts(self._within_time, method, path, content)
+            with Turn(self._lanes, errand) as turn:
+                return attempts(self._within_time, turn, method, path, body)
         except _TryAgainError as failure:
             tries = f" ({self._retries + 1} attempts)" if self._retries else ""
             raise type(failure.error)(f"{failure.error}{tries}") from failure
-
-    def _within_time(self, method: str, path: str, content: bytes | None) -> tuple[int, dict[str, Any]]:
-        """One attempt that ends when its time is over, whatever the server does."""
-        with self._lock:
-            if self._closed.is_set():
-                raise self._was_closed(path)
-            lane = self._idle.pop() if self._idle else self._new_lane()
-            answer = in_background(partial(self._once, lane, method, path, content), name="rarvision-request")
-            self._awaited.add(answer)
-        free = False
-        try:
-            found = answer.result(timeout=self._timeout_s)
-            free = True
-        except _TryAgainError:
-            free = True
+        except CancelledError:
+            if self._open.over:
+                raise self._was_closed(path) from None
             raise
+
+    def _within_time(
+        self, turn: Turn[Any], method: str, path: str, body: Callable[[], bytes] | None
+    ) -> tuple[int, dict[str, Any]]:
+        """One attempt that ends when its time is over, whatever the server does."""
+        try:
+            return turn.attempt(partial(self._once, method, path, body), timeout_s=self._timeout_s)
         except TimeoutError as error:
             raise self._too_slow(path) from error
-        except CancelledError:
-            raise self._was_closed(path) from None
-        finally:
-            with self._lock:
-                self._awaited.discard(answer)
-                if free:
-                    self._idle.append(lane)
-                else:
-                    self._lanes.discard(lane)
-            if not free:  # perhaps somebody still reads from it
-                _close_all({lane})
-        return found
 
     def _was_closed(self, path: str) -> ChatUnavailableError:
         return ChatUnavailableError(f"{self.shown_url}/{path}: the connection was closed; open another one")
-
-    def _new_lane(self) -> Any:
-        """An HTTP client for one request at a time."""
-        import httpx
-
-        lane = httpx.Client(**self._options)
-        self._lanes.add(lane)
-        return lane
 
     def _too_slow(self, path: str) -> _TryAgainError:
         return _TryAgainError(
@@ -180,23 +162,25 @@ class JsonClient:
             )
         )
 
-    def _once(self, lane: Any, method: str, path: str, content: bytes | None) -> tuple[int, dict[str, Any]]:
+    def _once(self, method: str, path: str, body: Callable[[], bytes] | None, line: Any) -> tuple[int, dict[str, Any]]:
         import httpx
 
-        headers = {"Content-Type": "application/json"} if content is not None else {}
+        sent: dict[str, Any] = {}
+        if body is not None:
+            sent = {"content": body(), "headers": {"Content-Type": "application/json"}}
         try:
-            with lane.stream(method, f"{self._root}/{path}", content=content, headers=headers) as response:
-                body = bytearray()
+            with line.stream(method, f"{self._root}/{path}", **sent) as response:
+                answer = bytearray()
                 for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > _MAX_BODY_BYTES:
+                    answer += chunk
+                    if len(answer) > _MAX_BODY_BYTES:
                         raise ChatProtocolError(
                             f"{self.shown_url}/{path}: the answer exceeds {_MAX_BODY_BYTES // 2**20} MiB and goes on; "
-                            f"it begins {self._start(bytes(body))}"
+                            f"it begins {self._start(bytes(answer))}"
                         )
-                return self._read(path, response, bytes(body))
+                return self._read(path, response, bytes(answer))
         except httpx.ConnectTimeout as error:
-            raise self._not_there(path, f"no connection within {lane.timeout.connect:g} s") from error
+            raise self._not_there(path, f"no connection within {line.timeout.connect:g} s") from error
         except httpx.TimeoutException as error:
             raise self._too_slow(path) from error
         except httpx.TransportError as error:
@@ -238,12 +222,6 @@ class JsonClient:
         """The first 200 characters of what came, for a message."""
         text = self._clean(body[:4096].decode("utf-8", errors="replace"))
         return repr(text[:200]) if text.strip() else "nothing"
-
-
-def _close_all(lanes: set[Any]) -> None:
-    for lane in list(lanes):
-        with contextlib.suppress(RuntimeError, OSError):  # another thread is in the middle of using it
-            lane.close()
 
 
 def _retry_after_s(header: str | None) -> float | None:

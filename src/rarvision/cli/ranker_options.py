@@ -98,7 +98,7 @@ _KEYS: dict[str, _Key] = {
     "concurrency": _Key(
         backends=("server",),
         form="a whole number from 1",
-        help="requests at a time, 8; no more than --batch-size are ready, except for pointwise",
+        help="requests at a time, 8",
         read=_whole(1),
     ),
     "retries": _Key(

@@ -43,6 +43,11 @@ class BaseRanker(abc.ABC):
         """What it wants to be given beside the candidates' names; nothing unless an author says so."""
         return Showing()
 
+    @property
+    def parallel_calls(self) -> int:
+        """Calls of `rank_batch` that may be under way at a time, in several threads; 1 where they must not overlap."""
+        return 1
+
     def _rank_shown(self, subjects: Sequence[Subject], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
         """For authors whose rankers show more than names: as `_rank_distinct`, with what is known beside them."""
         return self._rank_distinct([subject.image for subject in subjects], names)

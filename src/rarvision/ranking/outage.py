@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from rarvision.errors import ChatUnavailableError
@@ -14,9 +15,15 @@ _ASK_AGAIN_AFTER_S = 30.0
 
 
 class Outage:
-    """Whether the MLLM is taken to be down: after a few questions in a row that nothing answered."""
+    """Whether the MLLM is taken to be down: after a few questions in a row that nothing answered.
+
+    Attributes:
+        finding_out: Held by who asks while the MLLM is taken to be down: others wait for what comes of it.
+    """
 
     def __init__(self) -> None:
+        self.finding_out = threading.Lock()
+        self._lock = threading.Lock()
         self._in_a_row = 0
         self._until = 0.0
         self._reason = ""
@@ -33,15 +40,16 @@ class Outage:
 
     def note(self, error: Exception | None) -> None:
         """What came of a question."""
-        if not isinstance(error, ChatUnavailableError):
-            self._in_a_row = 0
-            return
-        self._in_a_row += 1
-        self._until = time.monotonic() + _ASK_AGAIN_AFTER_S
-        self._reason = (
-            f"not asked, since {self._in_a_row} questions in a row had no answer and {_ASK_AGAIN_AFTER_S:g} s are not "
-            f"over: {type(error).__name__}: {error}"
-        )
+        with self._lock:
+            if not isinstance(error, ChatUnavailableError):
+                self._in_a_row = 0
+                return
+            self._in_a_row += 1
+            self._until = time.monotonic() + _ASK_AGAIN_AFTER_S
+            self._reason = (
+                f"not asked, since {self._in_a_row} questions in a row had no answer and {_ASK_AGAIN_AFTER_S:g} s are "
+                f"not over: {type(error).__name__}: {error}"
+            )
 
     def not_asked(self, n: int, strategy: str) -> Ranking:
         """What an image gets that the MLLM was not asked about."""

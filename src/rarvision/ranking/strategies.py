@@ -315,6 +315,11 @@ class Ranker(BaseRanker):
         """Exemplars, descriptions and a worked example, as far as they were asked for."""
         return self._showing
 
+    @property
+    def parallel_calls(self) -> int:
+        """As many as the MLLM takes."""
+        return self._chat.parallel_calls
+
     def _rank_distinct(self, images: Sequence[Image], names: Sequence[tuple[str, ...]]) -> list[Ranking]:
         return self._rank_shown([Subject(image) for image in images], names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
 
 import numpy as np
@@ -181,6 +182,8 @@ def _question(request: ChatRequest) -> str:
 def check_chat(chat: Chat, *, atol: float = 1e-3) -> None:
     """Check that a `Chat` keeps the contract: batches like single requests, in order; what it claims, it serves.
 
+    Where it takes several calls at a time, those are compared with single ones too.
+
     Asks a dozen short questions about small images; for a server, a model that ignores images will do.
 
     Args:
@@ -211,11 +214,16 @@ def check_chat(chat: Chat, *, atol: float = 1e-3) -> None:
     _check_method(chat.continuation_log_probs, requests, texts, served=served.continuation_log_probs, atol=atol)
 
 
-def _check_generate(chat: Chat, requests: Sequence[ChatRequest], names: tuple[str, ...]) -> None:
+def _check_generate(chat: Chat, requests: list[ChatRequest], names: tuple[str, ...]) -> None:
     _require(chat.generate([], max_tokens=4) == [], "no requests must give no answers")
     together = chat.generate(requests, max_tokens=6)
     alone = [chat.generate([request], max_tokens=6)[0] for request in requests]
     _require(together == alone, f"batched answers differ from single ones: {together} and {alone}")
+    _require(chat.parallel_calls >= 1, f"parallel_calls must be at least 1, got {chat.parallel_calls}")
+    if chat.parallel_calls > 1:
+        with ThreadPoolExecutor(min(chat.parallel_calls, 3 * len(requests))) as pool:
+            found = list(pool.map(lambda request: chat.generate([request], max_tokens=6)[0], 3 * requests))
+        _require(found == 3 * alone, f"answers from several threads differ from single ones: {found} and {3 * alone}")
     constraints = [ListConstraint(names=names[: 2 + row % 2]) for row in range(len(requests))]
     if not chat.capabilities.list_constraint:
         _require_unsupported(lambda: chat.generate(requests, max_tokens=6, constraints=constraints), "constraints")

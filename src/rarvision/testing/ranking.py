@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
@@ -43,6 +44,10 @@ def check_ranker(ranker: BaseRanker, images: Sequence[Image.Image] | None = None
         _check_ranking(ranking, names)
         alone = ranker.rank(image, names)
         _require(_agree(alone, ranking), f"alone and in a batch must agree: {alone} against {ranking} for {names}")
+    if ranker.parallel_calls > 1:
+        with ThreadPoolExecutor(min(ranker.parallel_calls, len(_LISTS))) as threads:
+            found = list(threads.map(ranker.rank, chosen, _LISTS))
+        _require(all(map(_agree, found, batch)), f"from several threads and in a batch must agree: {found}, {batch}")
     _require(ranker.rank_batch([], []) == [], "an empty batch must give an empty list")
     try:
         ranker.rank_batch(chosen[:1], _LISTS[:2])

@@ -160,7 +160,12 @@ class FakeServer:
             _send(handler, 404, {"error": {"message": f"no route {handler.path}", "type": "not_found"}})
 
     def _post(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        length = int(handler.headers["Content-Length"])
+        content = handler.rfile.read(length)
+        if len(content) < length:  # the client gave up
+            handler.close_connection = True
+            return
+        body = json.loads(content)
         if handler.path != "/v1/chat/completions":
             _send(handler, 404, {"error": {"message": f"no route {handler.path}", "type": "not_found"}})
             return
