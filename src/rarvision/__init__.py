@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Message,
         open_chat,
     )
+    from rarvision.comparing import Comparison, compare_runs
     from rarvision.datasets import (
         CSVDataset,
         Dataset,
@@ -33,10 +34,20 @@ if TYPE_CHECKING:
         Item,
         JSONLDataset,
         NameList,
+        field_guide_taxonomy,
         open_dataset,
+        open_taxonomy,
+        taxonomy_of_metadata,
     )
     from rarvision.embedded import weights_path
-    from rarvision.encoders import Encoder, TransformersEncoder, same_encoder
+    from rarvision.encoders import (
+        Encoder,
+        NameEncoder,
+        SentenceEncoder,
+        SpellingEncoder,
+        TransformersEncoder,
+        same_encoder,
+    )
     from rarvision.errors import RarvisionError
     from rarvision.evaluate import Report, evaluate
     from rarvision.fitting import fit_recognizer
@@ -57,6 +68,7 @@ if TYPE_CHECKING:
     from rarvision.ranking import BaseRanker, OptionPrior, Ranker
     from rarvision.regions import CropRule, crops, iter_crops
     from rarvision.retrieval import Retriever, leave_one_out
+    from rarvision.taxonomy import Taxonomy
     from rarvision.tuning import (
         BaselineReport,
         LeakageReport,
@@ -77,6 +89,7 @@ if TYPE_CHECKING:
     from rarvision.types import (
         Candidate,
         Entry,
+        LevelAnswer,
         Neighbour,
         Prediction,
         Ranking,
@@ -93,6 +106,7 @@ __all__ = [
     "Capabilities",
     "Chat",
     "ChatRequest",
+    "Comparison",
     "Completion",
     "CropRule",
     "Dataset",
@@ -108,11 +122,13 @@ __all__ = [
     "Item",
     "JSONLDataset",
     "LeakageReport",
+    "LevelAnswer",
     "LocalChat",
     "LocalMemory",
     "Memory",
     "Message",
     "MilvusMemory",
+    "NameEncoder",
     "NameList",
     "Neighbour",
     "OptionPrior",
@@ -128,6 +144,9 @@ __all__ = [
     "Report",
     "Retriever",
     "Sample",
+    "SentenceEncoder",
+    "SpellingEncoder",
+    "Taxonomy",
     "TrainingReport",
     "TransformersEncoder",
     "TuningExample",
@@ -135,12 +154,14 @@ __all__ = [
     "audit_order",
     "build_tuning_data",
     "check_leakage",
+    "compare_runs",
     "convert_manifest",
     "crops",
     "evaluate",
     "export_faiss",
     "export_parquet",
     "few_shot_baseline",
+    "field_guide_taxonomy",
     "fit_recognizer",
     "image_set",
     "import_faiss",
@@ -153,14 +174,26 @@ __all__ = [
     "open_chat",
     "open_dataset",
     "open_memory",
+    "open_taxonomy",
     "read_manifest",
     "recipe",
     "same_encoder",
+    "taxonomy_of_metadata",
     "train",
     "weights_path",
 ]
 
 _HOME = {
+    "Comparison": "comparing",
+    "compare_runs": "comparing",
+    "field_guide_taxonomy": "datasets",
+    "open_taxonomy": "datasets",
+    "taxonomy_of_metadata": "datasets",
+    "NameEncoder": "encoders",
+    "SentenceEncoder": "encoders",
+    "SpellingEncoder": "encoders",
+    "Taxonomy": "taxonomy",
+    "LevelAnswer": "types",
     "OrderAudit": "audit",
     "audit_order": "audit",
     "Calibration": "calibration",

@@ -21,6 +21,7 @@ __all__ = [
     "Candidate",
     "CategoryScores",
     "Entry",
+    "LevelAnswer",
     "Modality",
     "Neighbour",
     "Prediction",
@@ -208,6 +209,27 @@ class CategoryScores:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LevelAnswer:
+    """The most probable group of categories at one level of a taxonomy.
+
+    Attributes:
+        level: The level's name, such as ``genus``.
+        name: The group's; at the last level the category's.
+        probability: Sum over the candidates that lie in it, 0 to 1.
+    """
+
+    level: str
+    name: str
+    probability: float
+
+    def __post_init__(self) -> None:
+        _require(
+            0.0 <= self.probability <= 1.0 + 1e-6,
+            f"{self.level} {self.name!r}: probability must lie in [0, 1], got {self.probability}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """The answer for one image.
 
@@ -222,6 +244,10 @@ class Prediction:
         ranking: The ranker's verdict; None where there is no ranker.
         unknown: Whether the answer is "unknown": ``unknown_probability`` reached the threshold. ``label`` is then the
             least unlikely of the candidates.
+        levels: With a taxonomy: the most probable group at each level, the coarsest first; empty without.
+        sure: The deepest of ``levels`` that is sure, that is, whose probability reaches the threshold; None where not
+            even the coarsest does, or where there is no taxonomy.
+        outside: Candidates that the taxonomy lacks: they count at their own level only.
         fit: What the probabilities rest on, see `rarvision.calibration.FitStatus`.
         scores: Of all categories, where the recogniser keeps them; else None.
         retrieval_ms: Wall time of encoding and search for this image, milliseconds (its share of the batch).
@@ -236,6 +262,9 @@ class Prediction:
     retrieved: tuple[str, ...]
     ranking: Ranking | None = None
     unknown: bool = False
+    levels: tuple[LevelAnswer, ...] = ()
+    sure: LevelAnswer | None = None
+    outside: tuple[str, ...] = ()
     fit: str = "unfitted"
     scores: CategoryScores | None = field(default=None, compare=False, repr=False)
     retrieval_ms: float = 0.0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rarvision.datasets.base import Dataset, Item, Subset
 from rarvision.datasets.readers import CSVDataset, ImageFolder, JSONLDataset, NameList, open_dataset
+from rarvision.datasets.taxonomies import field_guide_taxonomy, open_taxonomy, taxonomy_of_metadata
 
 if TYPE_CHECKING:
     from rarvision.datasets.fieldguide import FieldGuide, FieldGuideScenes
@@ -20,7 +21,10 @@ __all__ = [
     "JSONLDataset",
     "NameList",
     "Subset",
+    "field_guide_taxonomy",
     "open_dataset",
+    "open_taxonomy",
+    "taxonomy_of_metadata",
 ]
 
 

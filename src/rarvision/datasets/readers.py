@@ -18,7 +18,7 @@ from rarvision.errors import DatasetError, InputError
 from rarvision.images import iter_image_paths
 from rarvision.types import Box, box_suffix, check_box
 
-__all__ = ["CSVDataset", "ImageFolder", "JSONLDataset", "NameList", "open_dataset"]
+__all__ = ["CSVDataset", "ImageFolder", "JSONLDataset", "NameList", "csv_rows", "open_dataset", "read_text"]
 
 _IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "source")
 _BOX_COLUMN = "box_xyxy"
@@ -103,7 +103,7 @@ class CSVDataset(Dataset):
         self.path = Path(path)
         self._paths, self._items = _collect(
             self.path,
-            _csv_rows(self.path),
+            csv_rows(self.path),
             image_column=image_column,
             label_column=label_column,
             root=self.path.parent if root is None else Path(root),
@@ -182,7 +182,7 @@ class NameList(Sequence[str]):
     def __init__(self, source: str | Path | Iterable[str]) -> None:
         if isinstance(source, (str, Path)):
             self.name = Path(source).stem
-            lines: Iterable[str] = _read_text(Path(source)).split("\n")
+            lines: Iterable[str] = read_text(Path(source)).split("\n")
         else:
             self.name = "names"
             lines = source
@@ -238,7 +238,8 @@ def _missing(path: Path, kind: str) -> str:
     return f"{message}; did you mean {path.parent / near[0]}?" if near else message
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file of UTF-8, with or without its mark; raises `DatasetError` where it is none."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -252,8 +253,9 @@ def _read_text(path: Path) -> str:
 _Row = tuple[int, Mapping[str, Any]]
 
 
-def _csv_rows(path: Path) -> Iterator[_Row]:
-    text = _read_text(path)
+def csv_rows(path: Path) -> Iterator[_Row]:
+    """The rows of a CSV file with a header, by column, with the line where each ends; raises `DatasetError`."""
+    text = read_text(path)
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)  # the first of equals: a comma
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -270,7 +272,7 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
