@@ -153,7 +153,8 @@ def evaluate_regions(
         progress: Called with the number of boxes done, those of earlier runs included, and of all.
 
     Raises:
-        DatasetError: The memory holds none of the vocabulary's categories.
+        DatasetError: The memory holds none of the vocabulary's categories; there is no box to recognise, or not one of
+            the images; or an objectness is negative where the preset multiplies by it.
         InputError: ``out`` holds another configuration's results; or the preset suppresses overlaps, and an image has
             more than 5,000 boxes.
         MemoryEmptyError: The memory holds nothing.
@@ -164,11 +165,18 @@ def evaluate_regions(
     """
     preset = evaluator_preset(preset) if isinstance(preset, str) else preset
     recognizer = recognizer.with_scores()
+    if not len(regions):
+        raise DatasetError(
+            f"{regions.name}: no box to recognise ({regions.left_out:,} left out: crowds, or without an inside)"
+        )
+    if preset.objectness != "ignored":
+        regions.check_weights()
     columns = _Columns(regions.annotations.vocabulary, recognizer.memory.categories())
     configuration = {
         "rarvision": version("rarvision"),
         "dataset": regions.name,
         "dataset_fingerprint": regions.fingerprint,
+        "boxes_fingerprint": regions.boxes_fingerprint,
         "preset": asdict(preset),
         **recognizer.settings,
     }
@@ -179,9 +187,11 @@ def evaluate_regions(
         left: list[tuple[int, Int64[np.ndarray, " m"]]] = []
         for image_id, places in regions.by_image():
             if str(image_id) in file.done:
+                plan.check(file.done[str(image_id)], out)
                 done += len(places)
             else:
                 left.append((image_id, places))
+        regions.check_files(image_id for image_id, _ in left)
         if progress is not None:
             progress(done, total)
         for image_id, values in _run(recognizer, regions, left, plan):
@@ -211,6 +221,9 @@ class _Outcome:
 
 
 def _outcome(values: Mapping[str, Any]) -> _Outcome:
+    for name, columns in values["rows"].items():
+        if len({len(column) for column in columns}) != 1:
+            raise ValueError(f"image {values['source']}: columns of {name} differ in length")
     return _Outcome(
         image_id=int(values["source"]),
         boxes_xywh=np.array(values["boxes_xywh"], dtype=np.float64).reshape(-1, 4),
@@ -237,7 +250,7 @@ class _Columns:
     """From the memory's names to the vocabulary's columns."""
 
     def __init__(self, vocabulary: Vocabulary, held: Sequence[str]) -> None:
-        self.vocabulary = vocabulary
+        self.vocabulary, self.ids = vocabulary, vocabulary.ids
         self._of = {name: column for column, name in enumerate(vocabulary.names)}
         known = sum(name in self._of for name in held)
         if not known:
@@ -277,6 +290,15 @@ class _Plan:
     names: Sequence[str]
     k: int
     ranker: str | None
+
+    def check(self, outcome: _Outcome, path: Path | str | None) -> None:
+        """Refuse what was read from a damaged line."""
+        for name in self.names:
+            boxes, ids, _ = outcome.rows.get(name, ([-1], [], []))
+            if not np.isin(boxes, np.arange(len(outcome.boxes_xywh))).all() or not np.isin(ids, self.columns.ids).all():
+                raise InputError(
+                    f"{path}: the line of image {outcome.image_id} is damaged ({name}); delete it to have it done again"
+                )
 
 
 def _run(

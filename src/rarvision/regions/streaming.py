@@ -146,6 +146,8 @@ def iter_made(
 
     def attempt(scene: Scene, sample: Sample) -> _Made | InputError:
         try:
+            if sample.image_size is not None:
+                sample.check_size(scene.image.size)
             return make(scene, sample)
         except InputError as error:
             return error
