@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from rarvision.cli.output import say
 from rarvision.errors import DatasetError, InputError, OptionError
 
 if TYPE_CHECKING:
@@ -213,12 +214,17 @@ def _from_file(path: Path, image: Path, image_id: int | None) -> tuple[list[list
 
 
 def _annotated(path: Path, image: Path, image_id: int | None) -> list[list[float]]:
-    """The boxes of one image of an annotation file, by its number or its name."""
+    """The boxes with an inside of one image of an annotation file, by its number or its name."""
     from rarvision.detection import read_annotations
 
     annotations = read_annotations(path)
     names = [str(annotations.file(place) or "") for place in range(len(annotations))]
     if image_id is not None:
+        if image_id not in annotations.image_ids:
+            raise DatasetError(
+                f"--image-id {image_id}: {path} has no such image; it has {len(names):,}, such as "
+                f"{annotations.image_ids[:3].tolist()}"
+            )
         found = annotations.by_id(image_id)
     else:
         places = [place for place, name in enumerate(names) if Path(name).name == image.name]
@@ -228,10 +234,21 @@ def _annotated(path: Path, image: Path, image_id: int | None) -> list[list[float
                 "--image-id"
             )
         found = annotations[places[0]]
-    return [list(map(float, row)) for row in found.boxes_xyxy[~found.crowd].tolist()]
+    rows = found.boxes_xyxy[~found.crowd]
+    inside = (rows[:, :2] < rows[:, 2:]).all(axis=1)
+    _say_left_out(path, len(found.crowd) - int(inside.sum()))
+    return [list(map(float, row)) for row in rows[inside].tolist()]
+
+
+def _say_left_out(path: Path, count: int) -> None:
+    if count:
+        say(f"--boxes {path}: {count:,} left out: crowds, or without an inside")
 
 
 def _of_image(path: Path, rows: Sequence[dict[str, Any]], image_id: int | None) -> list[list[float]]:
+    for number, row in enumerate(rows):
+        if type(row["image_id"]) is not int:
+            raise InputError(f"--boxes {path}: item {number}: image_id must be a whole number, got {row['image_id']!r}")
     ids = sorted({row["image_id"] for row in rows})
     if image_id is None and len(ids) > 1:
         raise InputError(f"--boxes {path}: has boxes of {len(ids):,} images; say which is this one with --image-id")
@@ -239,7 +256,10 @@ def _of_image(path: Path, rows: Sequence[dict[str, Any]], image_id: int | None) 
     kept = [_row(path, number, row) for number, row in enumerate(rows) if row["image_id"] == wanted]
     if not kept:
         raise InputError(f"--boxes {path}: has no box of image {wanted}; it has images such as {ids[:3]}")
-    return [list(row) for row in dict.fromkeys(map(tuple, kept))]  # detectors write a box once for each category
+    every = dict.fromkeys(map(tuple, kept))  # detectors write a box once for each category
+    inside = [list(row) for row in every if row[2] != 0.0 and row[3] != 0.0]
+    _say_left_out(path, len(every) - len(inside))
+    return inside
 
 
 def _row(path: Path, number: int, row: object) -> list[float]:

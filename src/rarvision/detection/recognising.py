@@ -36,6 +36,7 @@ RANKED_TOP: Final = "RAR, first name only"
 
 _BLOCK: Final = 256  # boxes whose scores of all categories are held together
 _MOST_SUPPRESSED: Final = 5_000  # boxes of an image whose overlaps are held together
+_MOST_SCORES: Final = 20_000_000  # of boxes and categories, which suppression looks at together
 _NEVER: Final = -100.0  # similarity of a category that could not be scored
 _STATUSES: Final = ("ranked", "repaired", "fallback", "skipped")
 
@@ -48,7 +49,8 @@ class RegionReport:
     Attributes:
         rows: Average precision by row: retrieval alone (`RETRIEVAL`), and with a ranker `RANKED` and `RANKED_TOP`.
         detections: What was measured, by row, for `rarvision.detection.write_detections`.
-        top1: Share of the annotated boxes whose first name is right, 0 to 1, by row; empty for proposals.
+        top1: Share of the annotated boxes whose first name of the vocabulary is right, 0 to 1, by row; empty for
+            proposals.
         images: Images with boxes.
         regions: Boxes recognised, failures included.
         left_out: Boxes without an inside, and crowds: not recognised.
@@ -156,7 +158,7 @@ def evaluate_regions(
         DatasetError: The memory holds none of the vocabulary's categories; there is no box to recognise, or not one of
             the images; or an objectness is negative where the preset multiplies by it.
         InputError: ``out`` holds another configuration's results; or the preset suppresses overlaps, and an image has
-            more than 5,000 boxes.
+            more boxes than can be compared (5,000, fewer with many categories).
         MemoryEmptyError: The memory holds nothing.
         ChatError: The MLLM cannot answer, and the recogniser may not fall back.
         MissingExtraError: The extra ``detection`` is not installed.
@@ -186,8 +188,10 @@ def evaluate_regions(
         total, done = len(regions), 0
         left: list[tuple[int, Int64[np.ndarray, " m"]]] = []
         for image_id, places in regions.by_image():
-            if str(image_id) in file.done:
-                plan.check(file.done[str(image_id)], out)
+            known = file.done.get(str(image_id))
+            if known is not None:
+                plan.check(known, out)
+            if known is not None and not known.failures and not known.unanswered:
                 done += len(places)
             else:
                 left.append((image_id, places))
@@ -240,9 +244,9 @@ def _outcome(values: Mapping[str, Any]) -> _Outcome:
 
 
 def _read_line(values: Mapping[str, Any]) -> _Outcome | None:
-    """An image that is done; None where a box failed, or had no answer."""
+    """What is known of an image; None where no box had an answer: a server that is down does not tell its model."""
     outcome = _outcome(values)
-    return outcome if not outcome.failures and not outcome.unanswered else None
+    return None if outcome.unanswered and outcome.unanswered == sum(outcome.statuses.values()) else outcome
 
 
 @final
@@ -274,6 +278,10 @@ class _Columns:
         values = scores.values[self._places]
         row[self._targets] = np.where(np.isfinite(values), values, _NEVER)
         return row
+
+    def of(self, label: str | None) -> int:
+        """The column of an annotated box's category; -2, which nothing equals, for proposals."""
+        return -2 if label is None else self._of[label]
 
     def ranked(self, names: Sequence[str], k: int) -> Int64[np.ndarray, " k"]:
         """Columns of names in their order; those that the vocabulary does not have are left out."""
@@ -309,11 +317,13 @@ def _run(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each image's line, as soon as its boxes are recognised."""
     if plan.preset.nms_iou is not None:
+        most = min(_MOST_SUPPRESSED, _MOST_SCORES // len(plan.columns.vocabulary))
         for image_id, places in images:
-            if len(places) > _MOST_SUPPRESSED:
+            if len(places) > most:
                 raise InputError(
-                    f"image {image_id} has {len(places):,} boxes; preset {plan.preset.name} suppresses overlaps and "
-                    f"takes at most {_MOST_SUPPRESSED:,} an image: keep fewer (per_image=…), or take preset lvis"
+                    f"image {image_id} has {len(places):,} boxes; preset {plan.preset.name} compares all of an image's "
+                    f"and takes at most {most:,} with {len(plan.columns.vocabulary):,} categories: keep fewer "
+                    "(per_image=…), or take preset lvis"
                 )
     on_the_way: deque[Item] = deque()
 
@@ -334,7 +344,7 @@ def _run(
 
 @final
 class _Image:
-    """Gathers an image's boxes; the scores of all categories are held for a block of them at a time."""
+    """Gathers an image's boxes; the scores of all categories are held for a block of them, with suppression for all."""
 
     def __init__(self, image_id: int, plan: _Plan) -> None:
         self._id, self._preset, self._columns = image_id, plan.preset, plan.columns
@@ -363,11 +373,13 @@ class _Image:
         self._objectness.append(float(item.metadata.get("objectness", 1.0)))
         order = [candidate.category for candidate in outcome.candidates]
         similarities = self._columns.similarities(outcome.scores)
-        self._block.append((similarities, self._columns.ranked(order, self._k)))
-        self._right[RETRIEVAL] += outcome.retrieved[0] == item.label
+        ranked = self._columns.ranked(order, self._k)
+        self._block.append((similarities, ranked))
+        wanted = self._columns.of(item.label)
+        self._right[RETRIEVAL] += int(similarities.argmax()) == wanted
         if outcome.ranking is not None:
             for name in (RANKED, RANKED_TOP):
-                self._right[name] += outcome.label == item.label
+                self._right[name] += int(ranked[0]) == wanted
             self._statuses[outcome.ranking.status] += 1
             self._unanswered += outcome.ranking.unanswered
         self._retrieval_ms += outcome.retrieval_ms
