@@ -157,9 +157,6 @@ def main() -> None:
     parser.add_argument("--categories", type=int, default=1200)
     parser.add_argument("--train-scenes", type=int, default=4, help="scenes that the scales are fitted on; 0 for all")
     parser.add_argument("--test-scenes", type=int, default=4, help="scenes to report on; 0 for all")
-    parser.add_argument(
-        "--fit-scales", type=float, nargs="+", default=TABLE_12_SCALES, help="what the fit chooses from"
-    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
@@ -187,15 +184,14 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         **{split: len(each.samples) for split, each in boxes.items()},
     }
     results = Results(options.json or folder / "scale.jsonl", settings)
-    grids = {
-        "train": measure(results, "train", boxes["train"], sorted(options.fit_scales)),
-        "test": measure(results, "test", boxes["test"], TABLE_12_SCALES),
-    }
+    grids = {split: measure(results, split, boxes[split], TABLE_12_SCALES) for split in splits}
     fitted = {}
     for name in BLURS:
         of_train = grids["train"][name]
         rule = fit_adaptive_scale(
-            lambda scale, of_train=of_train: [of_train[scale][size] for size in SIZES], scales=of_train
+            lambda scale, of_train=of_train: [of_train[scale][size] / 100 for size in SIZES],
+            scales=of_train,
+            counts=boxes["train"].counts,
         ).rule
         of_test = grids["test"][name]
         fitted[name] = {
