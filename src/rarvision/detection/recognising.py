@@ -155,8 +155,8 @@ def evaluate_regions(
         progress: Called with the number of boxes done, those of earlier runs included, and of all.
 
     Raises:
-        DatasetError: The memory holds none of the vocabulary's categories; there is no box to recognise, or not one of
-            the images; or an objectness is negative where the preset multiplies by it.
+        DatasetError: The memory holds none of the vocabulary's categories; there is no box to recognise, or none of
+            several images; or an objectness is negative where the preset multiplies by it.
         InputError: ``out`` holds another configuration's results; or the preset suppresses overlaps, and an image has
             more boxes than can be compared (5,000, fewer with many categories).
         MemoryEmptyError: The memory holds nothing.
@@ -195,7 +195,8 @@ def evaluate_regions(
                 done += len(places)
             else:
                 left.append((image_id, places))
-        regions.check_files(image_id for image_id, _ in left)
+        if left:
+            regions.check_files()
         if progress is not None:
             progress(done, total)
         for image_id, values in _run(recognizer, regions, left, plan):

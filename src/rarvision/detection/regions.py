@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final, overload
@@ -106,22 +106,18 @@ class RegionDataset(Dataset):
                 "scores: give probabilities, as by a sigmoid, or take a preset that ignores objectness"
             )
 
-    def check_files(self, image_ids: Iterable[int]) -> None:
-        """Look whether images can be there at all.
+    def check_files(self) -> None:
+        """Look whether the folder can be the right one; a single image that is missing is for whoever opens it.
 
         Raises:
-            DatasetError: There is no folder of images, or it has not a single one of these.
+            DatasetError: There is no folder of images, or it has none of several.
         """
-        missing = None
-        for place in self.annotations.places(np.array(list(image_ids), dtype=np.int64)).tolist():
-            path = self._path(place)
-            if os.path.lexists(path):
-                return
-            missing = missing or path
-        if missing is not None:
+        places = np.unique(self._images).tolist()
+        paths = (self._path(place) for place in places)
+        if places and not any(map(os.path.lexists, paths)) and len(places) > 1:
             raise DatasetError(
-                f"{self.name}: none of its images is there, such as {missing}; say from which folder on the file names "
-                "them: read_annotations(…, images='FOLDER')"
+                f"{self.name}: none of its {len(places):,} images is there, such as {self._path(places[0])}; say from "
+                "which folder on the file names them: read_annotations(…, images='FOLDER')"
             )
 
     def item(self, index: int) -> Item:
