@@ -144,7 +144,9 @@ def test_empty_boxes_of_files_are_left_out(run, memory, photo, tmp_path, annotat
         ('[{"image_id": "a", "bbox": [1, 2, 3, 4]}, {"image_id": 2, "bbox": [1, 2, 3, 4]}]', "whole number, got 'a'"),
         ('[{"image_id": [1], "bbox": [1, 2, 3, 4]}]', "whole number"),
         ("[[1, 2, 3", "is no JSON"),
-        ("{}", "expected a list of four numbers"),
+        ("{}", "boxes.json"),
+        ("5", "expected a list of four numbers"),
+        ("[" * 100_000, "is no JSON"),
         ("[[1, 2, 3]]", "item 0 is no box"),
         ('[{"bbox": [1, 2, 3, "x"]}]', "item 0 is no box"),
         ("[]", "gives no box"),
@@ -167,6 +169,14 @@ def test_annotations_that_do_not_name_the_image(run, memory, photo, annotated):
     )
     result = run("regions", other, "--boxes", annotated, "--image-id", 7, "-m", memory, *PLAIN, "--json")
     assert labels(result) == list(BOXES)
+
+
+def test_annotations_of_another_size(run, memory, photo, annotated):
+    content = json.loads(annotated.read_text())
+    content["images"][0] |= {"width": 200, "height": 160}
+    annotated.write_text(json.dumps(content))
+    result = run("regions", photo, "--boxes", annotated, "-m", memory, code=2)
+    assert "annotates an image of 200 x 160 pixels" in result.stderr
 
 
 def test_turned_photos(run, memory, photo):
@@ -242,4 +252,4 @@ def test_an_image_that_is_missing_is_a_failure(run, evaluation, annotated, photo
     assert "failures      3, such as" in result.stdout
     assert "photo.png" in result.stdout
     annotated.with_name("other.png").unlink()
-    assert "none of its images is there" in run(*evaluation, code=2).stderr
+    assert "none of its 2 images is there" in run(*evaluation, code=2).stderr

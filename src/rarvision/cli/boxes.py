@@ -182,7 +182,7 @@ def read_boxes(
         try:
             numbers, own = [[float(part) for part in text.split(",")]], None
         except ValueError:
-            numbers, own = _from_file(Path(text), image, image_id)
+            numbers, own = _from_file(Path(text), image, size, image_id)
         form = cast("Any", own or notation.value)
         try:
             found = to_xyxy(numbers, notation=form, normalised_to=size if normalised and own is None else None)
@@ -194,18 +194,22 @@ def read_boxes(
     return boxes
 
 
-def _from_file(path: Path, image: Path, image_id: int | None) -> tuple[list[list[float]], str | None]:
+def _from_file(
+    path: Path, image: Path, size: tuple[int, int], image_id: int | None
+) -> tuple[list[list[float]], str | None]:
     """Rows of four numbers, and their notation where the file's kind has its own."""
     if not path.is_file():
         raise InputError(f"--boxes {path}: neither four numbers between commas nor a file")
     if path.stat().st_size > _LARGEST:
         raise InputError(f"--boxes {path}: is larger than 1 GB; give the boxes of this image alone")
+    with path.open("rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"{"):
+        return _annotated(path, image, size, image_id), "xyxy"
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--boxes {path}: is no JSON ({error})") from error
-    if isinstance(content, dict) and "annotations" in content:
-        return _annotated(path, image, image_id), "xyxy"
     if not isinstance(content, list):
         raise InputError(f"--boxes {path}: {_ADVICE}; got {type(content).__name__}")
     if content and all(isinstance(row, dict) and "image_id" in row for row in content):
@@ -213,7 +217,7 @@ def _from_file(path: Path, image: Path, image_id: int | None) -> tuple[list[list
     return [_row(path, number, row) for number, row in enumerate(content)], None
 
 
-def _annotated(path: Path, image: Path, image_id: int | None) -> list[list[float]]:
+def _annotated(path: Path, image: Path, size: tuple[int, int], image_id: int | None) -> list[list[float]]:
     """The boxes with an inside of one image of an annotation file, by its number or its name."""
     from rarvision.detection import read_annotations
 
@@ -234,6 +238,11 @@ def _annotated(path: Path, image: Path, image_id: int | None) -> list[list[float
                 "--image-id"
             )
         found = annotations[places[0]]
+    if found.width is not None and found.height is not None and (found.width, found.height) != size:
+        raise DatasetError(
+            f"--boxes {path}: annotates an image of {found.width} x {found.height} pixels, {image} has {size[0]} x "
+            f"{size[1]}: give the original, or boxes of this one"
+        )
     rows = found.boxes_xyxy[~found.crowd]
     inside = (rows[:, :2] < rows[:, 2:]).all(axis=1)
     _say_left_out(path, len(found.crowd) - int(inside.sum()))
