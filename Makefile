@@ -68,7 +68,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.pip
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(INSTALL) --group test --group serve --group tune
+	$(INSTALL) --group test --group serve --group tune --group detection
+	$(INSTALL) --no-deps lvis # the reference in tests; what it asks for besides (OpenCV, Cython) is 200 MB for drawing
 	@touch $@
 
 $(VENV)/.installed-scale: $(VENV)/.installed
@@ -76,7 +77,8 @@ $(VENV)/.installed-scale: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(INSTALL) --group bench
+	$(INSTALL) --group bench --group detection
+	$(INSTALL) --no-deps lvis
 	@touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed

@@ -17,7 +17,6 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 from transformers.utils import logging
 
 from rarvision.encoders import Encoder, TransformersEncoder, ordered_map, same_encoder, worker_pool
-from rarvision.encoders.base import chunked_map
 from rarvision.encoders.pixels import PixelPlan
 from rarvision.encoders.views import views_of
 from rarvision.errors import EncoderError, ImageError, OptionError
@@ -25,6 +24,7 @@ from rarvision.images import Picture
 from rarvision.memory import LocalMemory
 from rarvision.testing import FakeEncoder, check_encoder
 from rarvision.types import Sample
+from rarvision.workers import chunked_map
 from tiny_encoders import tiny_clip, tiny_siglip, tiny_siglip2
 
 BUILDERS = {"clip": tiny_clip, "siglip": tiny_siglip, "siglip2": tiny_siglip2}

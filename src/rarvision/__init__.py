@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         CSVDataset,
         Dataset,
         FieldGuide,
+        FieldGuideScenes,
         ImageFolder,
         Item,
         JSONLDataset,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     )
     from rarvision.pipeline import RecognitionFailure, Recognizer
     from rarvision.ranking import BaseRanker, OptionPrior, Ranker
+    from rarvision.regions import CropRule, crops, iter_crops
     from rarvision.retrieval import Retriever, leave_one_out
     from rarvision.tuning import (
         BaselineReport,
@@ -92,11 +94,13 @@ __all__ = [
     "Chat",
     "ChatRequest",
     "Completion",
+    "CropRule",
     "Dataset",
     "Encoder",
     "Entry",
     "ExactIndex",
     "FieldGuide",
+    "FieldGuideScenes",
     "HNSWIndex",
     "HTTPChat",
     "ImageFolder",
@@ -132,6 +136,7 @@ __all__ = [
     "build_tuning_data",
     "check_leakage",
     "convert_manifest",
+    "crops",
     "evaluate",
     "export_faiss",
     "export_parquet",
@@ -140,6 +145,7 @@ __all__ = [
     "image_set",
     "import_faiss",
     "import_parquet",
+    "iter_crops",
     "iter_image_paths",
     "leave_one_out",
     "load_image",
@@ -169,6 +175,7 @@ _HOME = {
     "CSVDataset": "datasets",
     "Dataset": "datasets",
     "FieldGuide": "datasets",
+    "FieldGuideScenes": "datasets",
     "ImageFolder": "datasets",
     "Item": "datasets",
     "JSONLDataset": "datasets",
@@ -202,6 +209,9 @@ _HOME = {
     "OptionPrior": "ranking",
     "Ranker": "ranking",
     "RankerFit": "calibration",
+    "CropRule": "regions",
+    "crops": "regions",
+    "iter_crops": "regions",
     "Retriever": "retrieval",
     "leave_one_out": "retrieval",
     "BaselineReport": "tuning",

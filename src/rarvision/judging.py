@@ -25,9 +25,9 @@ from rarvision.calibration import (
 )
 from rarvision.errors import InputError, OptionError
 from rarvision.memory.base import Memory
-from rarvision.types import Candidate, Prediction, Ranking
+from rarvision.types import Candidate, CategoryScores, Prediction, Ranking
 
-__all__ = ["Judge", "fit_key", "keep_fit", "kept_fit", "merged", "parts_of", "ranked_places"]
+__all__ = ["FITTED_FOR", "Judge", "fit_key", "keep_fit", "kept_fit", "merged", "parts_of", "ranked_places"]
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,13 @@ _FIT_NOTE = "fit:"
 _KEY_DIGITS = 16
 
 
+FITTED_FOR = ("retriever", "ranker", "views", "crop", "region_view")
+"""The settings that a fit is valid for."""
+
+
 def fit_key(settings: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits of what a fit is valid for: the retriever's, the ranker's settings and the views."""
-    parts = {name: settings[name] for name in ("retriever", "ranker", "views")}
+    """Sixteen hexadecimal digits of what a fit is valid for: how is retrieved and ranked, and what is seen."""
+    parts = {name: settings[name] for name in FITTED_FOR if name in settings}
     if parts["ranker"] and parts["ranker"].get("bias"):  # estimated anew each time; that there is one is what matters
         parts["ranker"] = {**parts["ranker"], "bias": True}
     text = json.dumps(parts, sort_keys=True)
@@ -222,6 +226,7 @@ class Judge:
         candidates: Sequence[Candidate],
         ranking: Ranking | None,
         *,
+        scores: CategoryScores | None = None,
         retrieval_ms: float,
         ranking_ms: float,
     ) -> Prediction:
@@ -229,9 +234,9 @@ class Judge:
         now = self._now
         distinct, firsts = merged(candidates)
         similarities = [candidate.similarity for candidate in distinct]
-        order, scores = ranked_places(ranking, firsts)
+        order, ranked = ranked_places(ranking, firsts)
         calibration = now.alone if order is None else now.mixed
-        log_probs = mixed_log_probs(similarities, order, scores, calibration, self._weight)
+        log_probs = mixed_log_probs(similarities, order, ranked, calibration, self._weight)
         unknown = unknown_probability(similarities, calibration, log_probs, parts_of(distinct))
         probabilities: Float[np.ndarray, " n"] = np.exp(log_probs) * (1.0 - unknown)
         best_first = np.argsort(-log_probs, kind="stable")
@@ -246,6 +251,7 @@ class Judge:
             ranking=ranking,
             unknown=calibration.reject_above is not None and unknown > calibration.reject_above,
             fit=now.status,
+            scores=scores,
             retrieval_ms=retrieval_ms,
             ranking_ms=ranking_ms,
         )

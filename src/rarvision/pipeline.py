@@ -4,64 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from PIL.Image import Image
 
 from rarvision.asking import Asker, Question, as_arguments
 from rarvision.calibration import Calibration, FitStatus, RankerFit, RankerWeight
 from rarvision.chat.threads import ordered_stream
-from rarvision.encoders import Views, check_views, ordered_map
-from rarvision.errors import (
-    ImageError,
-    InputError,
-    MemoryEmptyError,
-    OptionError,
-    RarvisionError,
-)
+from rarvision.encoders import Views, check_views
+from rarvision.errors import ImageError, MemoryEmptyError, OptionError, RarvisionError
 from rarvision.exemplars import Exemplars
-from rarvision.images import Picture, load_image
 from rarvision.judging import Judge
 from rarvision.memory.base import Memory
+from rarvision.queries import (
+    Query,
+    RecognitionFailure,
+    Recognizable,
+    RegionView,
+    check_region_view,
+    iter_queries,
+)
 from rarvision.ranking import BaseRanker, NoExample, OptionPrior, Ranker, Showing, Shown, WorkedExample
+from rarvision.regions import CropRule
 from rarvision.retrieval import Retriever
-from rarvision.types import Candidate, Prediction, Ranking, Sample
+from rarvision.types import Candidate, CategoryScores, Prediction, Ranking
 from rarvision.worked import WorkedExamples
 
 __all__ = ["RecognitionFailure", "Recognizable", "Recognizer"]
 
-Recognizable = Sample | Path | str | bytes | Image
-"""What can be recognised: a sample, a path, the bytes of an image file, or a PIL image."""
-
-_READERS = 4
 _READ_AHEAD = 8
 _MAX_BATCH_PIXELS = 64_000_000
 _LIGHT = 0.25  # what an image weighs that is not held any more, as it has its answer
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecognitionFailure:
-    """An image that could not be recognised, and why; the others are not affected.
-
-    Attributes:
-        source: The sample's source.
-        error: What went wrong; its class tells the kind.
-    """
-
-    source: str
-    error: RarvisionError
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    source: str
-    image: Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +48,7 @@ class _Case:
     failure: RecognitionFailure | None = None
     shown: Sequence[Sequence[Candidate]] = ()
     answers: Sequence[Question | Ranking | ImageError | None] = ()
+    scores: CategoryScores | None = None
     retrieval_ms: float = 0.0
     ranking_ms: float = 0.0
 
@@ -107,10 +84,13 @@ class Recognizer:
             raised either way. An image that the MLLM's preprocessing refuses fails alone (False), or falls back.
         batch_size: Images that are encoded and ranked together.
         views: What is encoded of each image, see `rarvision.encoders.Views`: several views cost as many forward passes.
+        crop: How a sample with a box becomes the crop that is encoded and shown (section 3.2); None for the box alone.
+        region_view: What the ranker sees of a sample with a box, see `rarvision.queries.RegionView`.
+        keep_scores: Whether predictions carry retrieval's scores of all categories, `Prediction.scores`.
 
     Raises:
-        OptionError: An option is out of range, ``k`` contradicts the retriever's, or the ranker wants a worked example
-            and the retriever has ``distinct=False``.
+        OptionError: An option is out of range or no such thing, ``k`` contradicts the retriever's, or the ranker wants
+            a worked example and the retriever has ``distinct=False``.
     """
 
     def __init__(
@@ -128,6 +108,9 @@ class Recognizer:
         allow_fallback: bool = False,
         batch_size: int = 32,
         views: Views = "whole",
+        crop: CropRule | None = None,
+        region_view: RegionView = "crop",
+        keep_scores: bool = False,
     ) -> None:
         if batch_size < 1:
             raise OptionError(f"batch_size must be at least 1, got {batch_size}")
@@ -137,12 +120,17 @@ class Recognizer:
             raise OptionError("the retriever searches another memory; make it from the one given to the recognizer")
         elif k is not None and k != retriever.k:
             raise OptionError(f"k={k} contradicts the retriever's k={retriever.k}; give one of them")
+        if crop is not None and not isinstance(crop, CropRule):
+            raise OptionError(f"crop must be a CropRule, such as CropRule(scale=1.6), or None, got {crop!r}")
         self._memory = memory
         self._ranker = ranker
         self._retriever = retriever
         self._allow_fallback = allow_fallback
         self._batch_size = batch_size
         self._views = check_views(views)
+        self._crop = crop
+        self._region_view = check_region_view(region_view)
+        self._keep_scores = keep_scores
         self._asker = None if ranker is None else Asker(ranker, allow_fallback=allow_fallback)
         self._parallel = 1 if ranker is None else ranker.parallel_calls
         showing = Showing() if ranker is None else ranker.showing
@@ -207,6 +195,8 @@ class Recognizer:
             "views": self._views,
             "retriever": self._retriever.settings,
             "ranker": None if self._ranker is None else dict(self._ranker.settings),
+            **({} if self._crop is None else {"crop": asdict(self._crop)}),
+            **({} if self._region_view == "crop" else {"region_view": self._region_view}),
         }
 
     def recognize(self, image: Recognizable) -> Prediction:
@@ -267,13 +257,13 @@ class Recognizer:
             MemoryEmptyError: The memory holds nothing.
             ChatError: The MLLM cannot answer, and ``allow_fallback`` is off.
         """
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
-            ahead = max(1, min(_READ_AHEAD, self._batch_size))
-            loaded = ordered_map(self._load, enumerate(images), pool=pool, ahead=ahead)
-            with closing(self._answered(self._cases(self._batches(loaded), orders))) as answered:
-                for group in answered:
-                    for case in group:
-                        yield self._outcome(case)
+        with (
+            closing(self._loaded(images)) as loaded,
+            closing(self._answered(self._cases(self._batches(loaded), orders))) as answered,
+        ):
+            for group in answered:
+                for case in group:
+                    yield self._outcome(case)
 
     def estimate_bias(self, images: Iterable[Recognizable]) -> OptionPrior:
         """Estimate the ranker's prior of letters and places from the candidates of a few images; see `Ranker`.
@@ -290,50 +280,44 @@ class Recognizer:
         if not isinstance(self._ranker, Ranker):
             raise OptionError("a prior of letters and places is a Ranker's; this recognizer has none")
         questions: list[Question] = []
-        for batch in self._batches(map(self._load, enumerate(images))):
-            loaded, found, _ = self._retrieve_loaded(batch)
-            questions += self._questions(loaded, found)
+        with closing(self._loaded(images)) as every:
+            for batch in self._batches(every):
+                loaded, found, _, _ = self._retrieve_loaded(batch)
+                questions += self._questions(loaded, found)
         return self._ranker.estimate_bias(**as_arguments(questions))
 
     def with_ranker(self, ranker: BaseRanker | None) -> Recognizer:
         """The same recognizer with another ranker."""
-        return Recognizer(
-            self._memory,
-            ranker=ranker,
-            retriever=self._retriever,
+        return self._with(ranker=ranker)
+
+    def with_scores(self) -> Recognizer:
+        """The same recognizer, whose predictions carry retrieval's scores of all categories."""
+        return self._with(keep_scores=True)
+
+    def _with(self, **changed: Any) -> Recognizer:
+        options: dict[str, Any] = {
+            "ranker": self._ranker,
+            "retriever": self._retriever,
             **self._judging,
-            allow_fallback=self._allow_fallback,
-            batch_size=self._batch_size,
-            views=self._views,
-        )
+            "allow_fallback": self._allow_fallback,
+            "batch_size": self._batch_size,
+            "views": self._views,
+            "crop": self._crop,
+            "region_view": self._region_view,
+            "keep_scores": self._keep_scores,
+        }
+        return Recognizer(self._memory, **{**options, **changed})
 
-    def _load(self, numbered: tuple[int, Recognizable]) -> _Loaded | RecognitionFailure:
-        number, given = numbered
-        if not isinstance(given, Sample | Path | str | bytes | Image):
-            raise InputError(
-                f"expected a Sample, a path, bytes or a PIL image, got {type(given).__name__}: {given!r:.80}"
-            )
-        image = given.image if isinstance(given, Sample) else given
-        if isinstance(given, Sample):
-            source = given.source
-        elif isinstance(given, Path | str):
-            source = str(given)
-        else:
-            source = str(getattr(given, "filename", "") or f"image {number}")
-        try:
-            loaded = load_image(image)
-            if isinstance(given, Sample) and given.box_xyxy is not None:
-                loaded = Picture.of(loaded).cropped(given.box_xyxy).whole()
-            return _Loaded(source, loaded)
-        except ImageError as error:
-            return RecognitionFailure(source=source, error=error)
+    def _loaded(self, images: Iterable[Recognizable]) -> Generator[Query | RecognitionFailure]:
+        ahead = max(1, min(_READ_AHEAD, self._batch_size))
+        return iter_queries(images, self._crop, self._region_view, ahead=ahead)
 
-    def _batches(self, loaded: Iterable[_Loaded | RecognitionFailure]) -> Iterator[list[_Loaded | RecognitionFailure]]:
-        batch: list[_Loaded | RecognitionFailure] = []
+    def _batches(self, loaded: Iterable[Query | RecognitionFailure]) -> Iterator[list[Query | RecognitionFailure]]:
+        batch: list[Query | RecognitionFailure] = []
         pixels = 0
         for item in loaded:
             batch.append(item)
-            pixels += item.image.width * item.image.height if isinstance(item, _Loaded) else 0
+            pixels += item.pixels if isinstance(item, Query) else 0
             if len(batch) >= self._batch_size or pixels >= _MAX_BATCH_PIXELS:
                 yield batch
                 batch, pixels = [], 0
@@ -342,14 +326,14 @@ class Recognizer:
 
     def _cases(
         self,
-        batches: Iterable[Sequence[_Loaded | RecognitionFailure]],
+        batches: Iterable[Sequence[Query | RecognitionFailure]],
         orders: Callable[[str, int], Sequence[Sequence[int]]],
     ) -> Iterator[list[_Case]]:
         """What is to be asked together: a batch, or each image where the ranker takes several calls at a time."""
         for batch in batches:
             started = time.perf_counter()
             self._judge.refresh()
-            good, found, failures = self._retrieve_loaded(batch)
+            good, found, failures, scores = self._retrieve_loaded(batch)
             retrieval_ms = (time.perf_counter() - started) * 1000 / max(1, len(good))
             shown = [
                 [[candidates[place] for place in order] for order in orders(item.source, len(candidates))]
@@ -362,13 +346,13 @@ class Recognizer:
                 )
             )
             done = iter(
-                _Case(item.source, None, each, [next(questions) for _ in each], retrieval_ms)
-                for item, each in zip(good, shown, strict=True)
+                _Case(item.source, None, each, [next(questions) for _ in each], of_item, retrieval_ms)
+                for item, each, of_item in zip(good, shown, scores, strict=True)
             )
             cases = [next(done) if failure is None else _Case(failure.source, failure) for failure in failures]
             yield from [cases] if self._parallel == 1 else ([case] for case in cases)
 
-    def _gated(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[Question | Ranking | None]:
+    def _gated(self, items: Sequence[Query], found: Sequence[Sequence[Candidate]]) -> list[Question | Ranking | None]:
         """What to ask about each image; a ranking where retrieval is sure of it, None where there is no ranker."""
         if self._ranker is None:
             return [None] * len(items)
@@ -378,12 +362,12 @@ class Recognizer:
         questions = iter(self._questions([items[i] for i in asked], [found[i] for i in asked]))
         return [next(questions) if ranking is None else ranking for ranking in skipped]
 
-    def _questions(self, items: Sequence[_Loaded], found: Sequence[Sequence[Candidate]]) -> list[Question]:
+    def _questions(self, items: Sequence[Query], found: Sequence[Sequence[Candidate]]) -> list[Question]:
         nothing = [None] * len(items)
         shown: Sequence[Sequence[Shown] | None] = self._exemplars.of(found) or nothing
         worked: Sequence[WorkedExample | NoExample | None] = self._worked.of(nothing) if self._worked else nothing
         return [
-            Question(item.image, [candidate.category for candidate in candidates], each, example)
+            Question(item.view, [candidate.category for candidate in candidates], each, example)
             for item, candidates, each, example in zip(items, found, shown, worked, strict=True)
         ]
 
@@ -427,20 +411,25 @@ class Recognizer:
             return RecognitionFailure(source=case.source, error=refused[0])
         times = {"retrieval_ms": case.retrieval_ms, "ranking_ms": case.ranking_ms}
         return tuple(
-            self._judge.predict(case.source, candidates, ranking, **times)
+            self._judge.predict(case.source, candidates, ranking, scores=case.scores, **times)
             for candidates, ranking in zip(case.shown, case.answers, strict=True)
             if not isinstance(ranking, ImageError | Question)
         )
 
     def _retrieve_loaded(
-        self, batch: Sequence[_Loaded | RecognitionFailure]
-    ) -> tuple[list[_Loaded], Sequence[Sequence[Candidate]], list[RecognitionFailure | None]]:
-        """What could be encoded, its candidates, and for each of the batch its failure, None where there is none."""
+        self, batch: Sequence[Query | RecognitionFailure]
+    ) -> tuple[
+        list[Query],
+        Sequence[Sequence[Candidate]],
+        list[RecognitionFailure | None],
+        Sequence[CategoryScores | None],
+    ]:
+        """What could be encoded, its candidates, for each of the batch its failure or None, and all scores if kept."""
         vectors: list[Float[np.ndarray, " dim"]] = []
-        good: list[_Loaded] = []
+        good: list[Query] = []
         failures: list[RecognitionFailure | None] = []
         for item, vector in zip(batch, self._encode(batch), strict=True):
-            if isinstance(item, _Loaded) and isinstance(vector, np.ndarray):
+            if isinstance(item, Query) and isinstance(vector, np.ndarray):
                 good.append(item)
                 vectors.append(vector)
                 failures.append(None)
@@ -448,17 +437,22 @@ class Recognizer:
                 failures.append(RecognitionFailure(source=item.source, error=vector))
             elif isinstance(item, RecognitionFailure):
                 failures.append(item)
-        found = self._retriever.retrieve(np.stack(vectors)) if good else []
+        found: Sequence[Sequence[Candidate]] = []
+        scores: Sequence[CategoryScores | None] = [None] * len(good)
+        if good and self._keep_scores:
+            found, scores = self._retriever.retrieve_scored(np.stack(vectors))
+        elif good:
+            found = self._retriever.retrieve(np.stack(vectors))
         if not all(found):
             raise MemoryEmptyError("the memory holds nothing that could be retrieved; add images or names first")
-        return good, found, failures
+        return good, found, failures, scores
 
     def _encode(
-        self, batch: Sequence[_Loaded | RecognitionFailure]
+        self, batch: Sequence[Query | RecognitionFailure]
     ) -> list[Float[np.ndarray, " dim"] | RarvisionError | None]:
         """A unit vector for each loaded image, or the error where it cannot be encoded."""
         encoder = self._memory.encoder
-        images = [item.image for item in batch if isinstance(item, _Loaded)]
+        images = [item.image for item in batch if isinstance(item, Query)]
         vectors: list[Float[np.ndarray, " dim"] | RarvisionError]
         try:
             vectors = (
@@ -472,4 +466,4 @@ class Recognizer:
                 except RarvisionError as error:
                     vectors.append(error)
         encoded = iter(vectors)
-        return [next(encoded) if isinstance(item, _Loaded) else None for item in batch]
+        return [next(encoded) if isinstance(item, Query) else None for item in batch]

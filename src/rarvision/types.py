@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from rarvision.errors import InputError
+import numpy as np
+from jaxtyping import Float
+
+from rarvision.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Candidate",
+    "CategoryScores",
     "Entry",
     "Modality",
     "Neighbour",
@@ -49,6 +53,8 @@ class Sample:
         metadata: Anything else, JSON values only.
         box_xyxy: The part of the image that is meant, see `Box`; what lies outside the image is cut off. None for all
             of it.
+        image_size: Width and height of the upright image that the box was given for, pixels; None where not known. An
+            image of another size is refused, as the box would show something else.
     """
 
     source: str
@@ -56,12 +62,28 @@ class Sample:
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     box_xyxy: Box | None = None
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _require(bool(self.source), "Sample.source must not be empty")
         _require(self.label is None or bool(self.label.strip()), f"{self.source}: label must not be blank")
         if self.box_xyxy is not None:
             check_box(self.box_xyxy, self.source)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise `ImageError` where an image of this width and height is not the one that the box was given for."""
+        if self.image_size is None or size == self.image_size:
+            return
+        (width, height), turned = self.image_size, size == self.image_size[::-1]
+        raise ImageError(
+            f"{self.source}: the box was given for an image of {width} x {height} pixels, and the upright image has "
+            f"{size[0]} x {size[1]}; "
+            + (
+                "boxes are of the upright image: was it annotated without its EXIF orientation? Store it without"
+                if turned
+                else "give the images that were annotated, or annotations for these"
+            )
+        )
 
 
 def box_suffix(box: Box | None) -> str:
@@ -190,6 +212,19 @@ class Ranking:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CategoryScores:
+    """Retrieval's scores of all categories for one image.
+
+    Attributes:
+        names: The categories, shared by all images of a batch.
+        values: Cosine-like, higher is closer; ``-inf`` where a category could not be scored.
+    """
+
+    names: tuple[str, ...] = field(repr=False)
+    values: Float[np.ndarray, " c"] = field(repr=False)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """The answer for one image.
@@ -206,6 +241,7 @@ class Prediction:
         unknown: Whether the answer is "unknown": ``unknown_probability`` reached the threshold. ``label`` is then the
             least unlikely of the candidates.
         fit: What the probabilities rest on, see `rarvision.calibration.FitStatus`.
+        scores: Of all categories, where the recogniser keeps them; else None.
         retrieval_ms: Wall time of encoding and search for this image, milliseconds (its share of the batch).
         ranking_ms: The same for the ranker.
     """
@@ -219,6 +255,7 @@ class Prediction:
     ranking: Ranking | None = None
     unknown: bool = False
     fit: str = "unfitted"
+    scores: CategoryScores | None = field(default=None, compare=False, repr=False)
     retrieval_ms: float = 0.0
     ranking_ms: float = 0.0
 

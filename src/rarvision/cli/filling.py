@@ -14,6 +14,7 @@ from rarvision.cli.output import echo_json, progress, say
 from rarvision.errors import InputError, OptionError
 
 if TYPE_CHECKING:
+    from rarvision.detection import Vocabulary
     from rarvision.memory import AddReport, Memory
     from rarvision.types import Sample
 
@@ -60,12 +61,27 @@ TemplateOption = Annotated[
     typer.Option(
         "--template",
         metavar="TEXT",
-        help='How names are put to the encoder, such as "a photo of a {}."; may be given several times.',
+        help='How names are put to the encoder, such as "a photo of a {}.", or a set: plain, photo, clip-7; may be '
+        "given several times.",
         show_default="{}",
     ),
 ]
 WithNamesOption = Annotated[
     bool, typer.Option("--with-names", help="Store the categories' names beside their images, for fused retrieval.")
+]
+VocabularyOption = Annotated[
+    bool,
+    typer.Option(
+        "--vocabulary",
+        help="The sources are categories of a detection data set: .json (LVIS, COCO, or the list of categories alone), "
+        "or .txt with a name a line, ids from 1. Names are cleaned, ids kept.",
+    ),
+]
+SynonymsOption = Annotated[
+    bool, typer.Option("--synonyms", help="With --vocabulary: also an entry for each synonym in the file.")
+]
+DefinitionsOption = Annotated[
+    bool, typer.Option("--definitions", help="With --vocabulary: also an entry for each definition in the file.")
 ]
 
 
@@ -100,6 +116,9 @@ def create(
     order: OrderOption = Order.RANDOM,
     template: TemplateOption = None,
     with_names: WithNamesOption = False,
+    vocabulary: VocabularyOption = False,
+    synonyms: SynonymsOption = False,
+    definitions: DefinitionsOption = False,
     batch_size: options.BatchSizeOption = 32,
     device: options.DeviceOption = "auto",
     max_pixels: options.MaxPixelsOption = None,
@@ -113,6 +132,7 @@ def create(
       rarvision memory create pets.memory train/ --encoder openai/clip-vit-base-patch16 --shots 4
       rarvision memory create pets.memory train.csv --with-names --thumbnails 0
       rarvision memory create names.memory names.txt --template "a photo of a {}."
+      rarvision memory create lvis.memory lvis_v1_val.json --vocabulary --synonyms --template clip-7
     """
     from rarvision.memory.opening import create_memory
 
@@ -126,6 +146,9 @@ def create(
         order=order,
         template=template,
         with_names=with_names,
+        vocabulary=vocabulary,
+        synonyms=synonyms,
+        definitions=definitions,
     )
     created = create_memory(
         memory,
@@ -149,6 +172,9 @@ def add(
     order: OrderOption = Order.RANDOM,
     template: TemplateOption = None,
     with_names: WithNamesOption = False,
+    vocabulary: VocabularyOption = False,
+    synonyms: SynonymsOption = False,
+    definitions: DefinitionsOption = False,
     encoder: options.EncoderOption = None,
     engine: Annotated[
         Engine, typer.Option("--engine", help="Where images are encoded: here, or by workers of Ray; see docs.")
@@ -181,6 +207,7 @@ def add(
       find . -name 'tabby*.jpg' -print0 | rarvision memory add pets.memory - -0 --category "tabby cat"
       rarvision memory add pets.memory names.txt --template "a photo of a {}, a type of pet."
       rarvision memory add pets.memory photos.csv --engine ray --ray-address auto
+      rarvision memory add v3det.memory category_name_13204_v3det_2023_v1.txt --vocabulary --template photo
     """
     from rarvision.memory.opening import open_memory
 
@@ -194,6 +221,9 @@ def add(
         order=order,
         template=template,
         with_names=with_names,
+        vocabulary=vocabulary,
+        synonyms=synonyms,
+        definitions=definitions,
     )
     if engine is Engine.LOCAL and (ray_address is not None or workers is not None):
         raise OptionError("--ray-address and --workers go with --engine ray")
@@ -223,14 +253,30 @@ class _Additions:
         order: Order,
         template: list[str] | None,
         with_names: bool,
+        vocabulary: bool,
+        synonyms: bool,
+        definitions: bool,
     ) -> None:
         from rarvision.datasets import NameList, open_dataset
+        from rarvision.encoders import check_templates
         from rarvision.types import Sample
 
-        self.templates = tuple(template or ("{}",))
+        self.templates = check_templates(template or ("{}",))
         self.names: list[str] = []
         self.samples: list[Iterable[Sample]] = []
+        self.vocabularies: list[Vocabulary] = []
+        self.texts: dict[str, Any] = {"synonyms": synonyms, "definitions": definitions}
         self.total = 0
+        if vocabulary:
+            if category is not None or null or shots is not None or with_names:
+                raise OptionError(
+                    "--vocabulary is of names alone; --category, --null, --shots and --with-names are of images: "
+                    "add these by a second command"
+                )
+            self._read_vocabularies(sources)
+            return
+        if synonyms or definitions:
+            raise OptionError("--synonyms and --definitions go with --vocabulary: other sources have none")
         if category is not None:
             if shots is not None:
                 raise OptionError("--shots chooses among categories; with --category name the images themselves")
@@ -253,6 +299,14 @@ class _Additions:
             self.samples.append(chosen)
             self.total += len(chosen)
             self.names += chosen.categories if with_names else []
+
+    def _read_vocabularies(self, sources: list[str]) -> None:
+        from rarvision.detection import read_vocabulary, vocabulary_texts
+
+        for source in sources:
+            self.vocabularies.append(read_vocabulary(source))
+            for note in vocabulary_texts(self.vocabularies[-1], **self.texts).notes:
+                say(f"{self.vocabularies[-1].name}: {note}")
 
     def _all(self) -> Iterator[Sample]:
         for samples in self.samples:
@@ -277,11 +331,13 @@ class _Additions:
                     from rarvision.memory.bulk_ray import add_with_ray
 
                     count(add_with_ray(store, self._all(), **told, **bulk))
+        if bulk is not None and (self.names or self.vocabularies):
+            store.bind(bulk["load"]())
         if self.names:
-            if bulk is not None:
-                store.bind(bulk["load"]())
             with progress("Encoding names", total=len(self.names), quiet=quiet, unit="names") as bar:
                 count(store.add_texts(self.names, templates=self.templates, progress=bar.to))
+        for vocabulary in self.vocabularies:
+            count(self._add_vocabulary(store, vocabulary, quiet=quiet))
         entries, categories = len(store), len(store.categories())
         if json:
             echo_json({**counts, "entries": entries, "categories": categories})
@@ -292,6 +348,13 @@ class _Additions:
             )
         if counts["failed"]:
             raise typer.Exit(SOME_FAILED)
+
+    def _add_vocabulary(self, store: Memory, vocabulary: Vocabulary, *, quiet: bool) -> AddReport:
+        from rarvision.detection import add_vocabulary, vocabulary_texts
+
+        total = len(vocabulary_texts(vocabulary, **self.texts).texts)
+        with progress("Encoding names", total=total, quiet=quiet, unit="texts") as bar:
+            return add_vocabulary(store, vocabulary, templates=self.templates, progress=bar.to, **self.texts).added
 
 
 def _report_bad(sample: Sample, error: InputError) -> None:

@@ -145,11 +145,13 @@ def debug_first(arguments: list[str]) -> list[str]:
 
 
 def _register() -> None:
-    from rarvision.cli import demo, evaluate, fit, memory, recognize, tune
+    from rarvision.cli import demo, evaluate, fit, memory, recognize, regions, tune
 
     app.command("demo", short_help="See it work, offline, in a minute.")(demo.demo)
     app.command("recognize", short_help="Recognise images.")(recognize.recognize)
     app.command("evaluate", short_help="Measure accuracy on labelled images.")(evaluate.evaluate)
+    app.command("regions", short_help="Recognise boxes of an image.")(regions.regions)
+    app.command("evaluate-regions", short_help="Measure AP on annotated boxes.")(regions.evaluate_regions)
     app.command("fit", short_help="Fit mix, gate and unknown on a memory.")(fit.fit)
     app.add_typer(memory.app, name="memory")
     app.add_typer(tune.app, name="tune")

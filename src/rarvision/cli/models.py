@@ -241,13 +241,14 @@ def read_prompt(given: str | None) -> str | None:
 
 @contextmanager
 def open_recognizer(
-    path: PathOptions, *, some: Callable[[int], Iterable[Recognizable]] = lambda _n: ()
+    path: PathOptions, *, some: Callable[[int], Iterable[Recognizable]] = lambda _n: (), **more: Any
 ) -> Iterator[Recognizer]:
     """Open the whole path on a memory; closed at the end.
 
     Args:
         path: What the command line says.
         some: So many of the images that will be recognised, for ``--debias``.
+        more: For the recogniser.
     """
     from rarvision.memory.opening import open_memory
     from rarvision.pipeline import Recognizer
@@ -302,6 +303,7 @@ def open_recognizer(
             ranker_weight=weight,
             calibration=fitted,
             fit="kept" if path.fit else None,
+            **more,
         )
         if ranks is not None and ranker.debias is not None:
             ranks = _debiased(make(ranker=ranks), ranks, ranker.debias, some)

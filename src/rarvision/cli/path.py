@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from rarvision.cli import options
 from rarvision.cli.ranker_options import HELP
@@ -55,26 +55,32 @@ class PathOptions:
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Offer the fields of a command's parameter ``path: PathOptions`` as options of their own, in its place.
+    """Offer the fields of parameters that are dataclasses of options, such as `PathOptions`, in their place.
 
     The command's help goes on with the keys of ``--ranker-option``.
     """
     hints = get_type_hints(command, include_extras=True)
-    known = get_type_hints(PathOptions, include_extras=True)
     parameters = []
+    bundles: dict[str, type[Any]] = {}
     for parameter in inspect.signature(command).parameters.values():
-        if parameter.name != "path":
-            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+        bundle = hints[parameter.name]
+        if not is_dataclass(bundle):
+            parameters.append(parameter.replace(annotation=bundle))
             continue
-        for field in fields(PathOptions):
+        bundles[parameter.name] = cast("type[Any]", bundle)
+        known = get_type_hints(bundle, include_extras=True)
+        for field in fields(bundle):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=known[field.name]))
 
     @wraps(command)
     def spread_out(**given: Any) -> None:
-        named: Mapping[str, Any] = {field.name: given.pop(field.name) for field in fields(PathOptions)}
-        command(**given, path=PathOptions(**named))
+        named = {
+            name: bundle(**{field.name: given.pop(field.name) for field in fields(bundle)})
+            for name, bundle in bundles.items()
+        }
+        command(**given, **named)
 
     spread_out.__doc__ = f"{inspect.cleandoc(command.__doc__ or '')}\n\n\b\n{HELP}"
     spread_out.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=None)

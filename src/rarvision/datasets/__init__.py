@@ -8,12 +8,13 @@ from rarvision.datasets.base import Dataset, Item, Subset
 from rarvision.datasets.readers import CSVDataset, ImageFolder, JSONLDataset, NameList, open_dataset
 
 if TYPE_CHECKING:
-    from rarvision.datasets.fieldguide import FieldGuide
+    from rarvision.datasets.fieldguide import FieldGuide, FieldGuideScenes
 
 __all__ = [
     "CSVDataset",
     "Dataset",
     "FieldGuide",
+    "FieldGuideScenes",
     "ImageFolder",
     "Item",
     "JSONLDataset",
@@ -24,8 +25,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FieldGuide":
-        from rarvision.datasets.fieldguide import FieldGuide
+    if name in ("FieldGuide", "FieldGuideScenes"):
+        from rarvision.datasets import fieldguide
 
-        return FieldGuide
+        return getattr(fieldguide, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,6 +26,7 @@ class Item:
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     box_xyxy: Box | None = None
+    image_size: tuple[int, int] | None = None
 
 
 class Dataset(abc.ABC):
@@ -63,6 +64,7 @@ class Dataset(abc.ABC):
             label=item.label,
             metadata=item.metadata,
             box_xyxy=item.box_xyxy,
+            image_size=item.image_size,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -165,6 +167,11 @@ class Subset(Dataset):
     def items(self) -> Sequence[Item]:
         """The chosen items."""
         return self._items
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} samples, asked for number {index}")
+        return self.parent[self.indices[index]]  # which may know more than its item, such as a box that is drawn
 
     def _image(self, index: int) -> Path | Image:
         return self.parent[self.indices[index]].image

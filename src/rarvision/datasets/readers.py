@@ -222,9 +222,10 @@ def open_dataset(path: str | Path) -> Dataset | NameList:
         return JSONLDataset(path)
     if suffix == ".txt":
         return NameList(path)
+    hint = "; the categories of an annotation file go into a memory with --vocabulary" if suffix == ".json" else ""
     raise DatasetError(
         f"{path}: expected a folder with a subfolder a category, a .csv/.tsv or .jsonl file of images and labels, "
-        "or a .txt file of names"
+        f"or a .txt file of names{hint}"
     )
 
 

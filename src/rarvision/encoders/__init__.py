@@ -5,17 +5,18 @@ from __future__ import annotations
 from rarvision.encoders.base import (
     Encoder,
     Prepared,
-    check_templates,
     ordered_map,
     probe_matches,
     same_encoder,
     worker_pool,
 )
+from rarvision.encoders.templates import TEMPLATE_SETS, check_templates, short_templates
 from rarvision.encoders.text_cache import TextCache, cache_folder
 from rarvision.encoders.transformers import TransformersEncoder
 from rarvision.encoders.views import Views, check_views
 
 __all__ = [
+    "TEMPLATE_SETS",
     "Encoder",
     "Prepared",
     "TextCache",
@@ -27,5 +28,6 @@ __all__ = [
     "ordered_map",
     "probe_matches",
     "same_encoder",
+    "short_templates",
     "worker_pool",
 ]

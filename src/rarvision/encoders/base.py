@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import abc
-import itertools
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,15 +13,16 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from rarvision.encoders.templates import check_templates
 from rarvision.encoders.views import Views, check_views, smallest_view, views_of
 from rarvision.errors import EncoderError, ImageError, OptionError
 from rarvision.images import Picture, load_picture
+from rarvision.workers import chunked_map, ordered_map, worker_pool
 
 __all__ = [
     "Encoder",
     "Prepared",
     "batch_size_of",
-    "check_templates",
     "ordered_map",
     "probe_matches",
     "same_encoder",
@@ -40,57 +37,6 @@ _PROBE_TEXTS = ("a photo of a small red bird", "42 striped fish")
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-
-def ordered_map(
-    function: Callable[[_In], _Out], items: Iterable[_In], *, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[_Out]:
-    """Map in a pool, in order, with at most ``ahead`` items in flight; ``items`` is consumed by the caller's thread."""
-    waiting: deque[Future[_Out]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def chunked_map(
-    function: Callable[[_In], _Out], items: Iterable[_In], *, pool: ThreadPoolExecutor, size: int
-) -> Iterator[_Out]:
-    """Map in a pool, in order, ``size`` items at a time; between them, while the caller computes, the pool rests."""
-    stream = iter(items)
-    while chunk := list(itertools.islice(stream, size)):
-        yield from list(pool.map(function, chunk))
-
-
-def _decoders() -> int:
-    """Threads that decode: the processors that this process may use, at least 2, as some wait for a disk."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(2, usable))
-
-
-@contextmanager
-def worker_pool(threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """A pool that, when the block ends for whatever reason, drops what it has not begun."""
-    pool = ThreadPoolExecutor(threads or _decoders(), thread_name_prefix="rarvision-read")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """The templates as a tuple; raises `OptionError` where one lacks the field ``{}``."""
-    if isinstance(templates, str):
-        raise OptionError(f"templates must be a list of strings, got the string {templates!r}; put it in a list")
-    if not templates or any("{}" not in template for template in templates):
-        raise OptionError(f"every text template needs the field {{}} for the name, got {list(templates)!r}")
-    return tuple(templates)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,20 +217,20 @@ class Encoder(abc.ABC):
         return self._unit(vectors.reshape(len(prepared), -1, self.dim).mean(axis=1), len(prepared))
 
     def encode_texts(
-        self, texts: Sequence[str], *, templates: Sequence[str] = ("{}",), batch_size: int | None = None
+        self, texts: Sequence[str], *, templates: str | Sequence[str] = ("{}",), batch_size: int | None = None
     ) -> Float[np.ndarray, "n dim"]:
         """Encode texts; with several templates, the normalised mean of the normalised vectors.
 
         Args:
             texts: Names or sentences. A text that occurs twice is encoded once.
-            templates: Each holds ``{}``, which the text replaces.
+            templates: Each holds ``{}``, which the text replaces, or is the name of a set: see `TEMPLATE_SETS`.
             batch_size: Texts in one forward pass; the encoder's own by default.
 
         Returns:
             float32 unit vectors, one row a text.
 
         Raises:
-            OptionError: A template without ``{}``.
+            OptionError: A template without ``{}`` that names no set.
             EncoderError: The model returned something else than a finite vector a text.
         """
         filled = check_templates(templates)

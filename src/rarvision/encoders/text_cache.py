@@ -20,7 +20,8 @@ from typing import Final, Self, final
 import numpy as np
 from jaxtyping import Float
 
-from rarvision.encoders.base import Encoder, check_templates
+from rarvision.encoders.base import Encoder
+from rarvision.encoders.templates import check_templates
 from rarvision.errors import OptionError
 
 __all__ = ["TextCache", "cache_folder"]
@@ -102,12 +103,12 @@ class TextCache:
         self._close()
 
     def encode_texts(
-        self, texts: Sequence[str], *, templates: Sequence[str] = ("{}",), batch_size: int | None = None
+        self, texts: Sequence[str], *, templates: str | Sequence[str] = ("{}",), batch_size: int | None = None
     ) -> Float[np.ndarray, "n dim"]:
         """As `Encoder.encode_texts`, faster for what has been encoded before.
 
         Raises:
-            OptionError: A template without ``{}``.
+            OptionError: A template without ``{}`` that names no set.
             EncoderError: The encoder's.
         """
         filled = check_templates(templates)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from rarvision.encoders import Encoder, Prepared
+from rarvision.encoders import Encoder, Prepared, short_templates
 from rarvision.errors import ImageError, InputError, OptionError
 from rarvision.images import Picture, load_image, thumbnail
 from rarvision.memory.records import AddReport, NewEntry
@@ -29,7 +29,7 @@ __all__ = [
     "check_category",
     "content_hash",
     "hash_sample",
-    "new_text",
+    "new_texts",
     "open_entry",
     "unit_vectors",
 ]
@@ -231,7 +231,9 @@ class Decode:
             if sample.box_xyxy is None:
                 picture = self._encoder.load(sample.image, longest=self._thumbnail_size)
             else:  # at its full size: how much of it the box is, is not known yet
-                part = Picture.of(load_image(sample.image)).cropped(sample.box_xyxy).whole()
+                image = load_image(sample.image)
+                sample.check_size(image.size)
+                part = Picture.of(image).cropped(sample.box_xyxy).whole()
                 picture = Picture.of(part)
         except ImageError as error:
             return sample, entry, error
@@ -266,10 +268,14 @@ def unit_vectors(vectors: Float[np.ndarray, "n dim"], count: int, dim: int) -> F
     return units
 
 
-def new_text(name: str, text: str, templates: tuple[str, ...]) -> NewEntry:
-    """A text entry; raises `InputError` where name or text is blank."""
+def new_texts(rows: Iterable[tuple[str, str, Mapping[str, Any]]], templates: tuple[str, ...]) -> Iterator[NewEntry]:
+    """Text entries of names, texts and metadata; raises `InputError` where a name or text is blank."""
+    told = {} if templates == ("{}",) else {"templates": short_templates(templates)}
+    return (_new_text(name, text, templates, {**metadata, **told}) for name, text, metadata in rows)
+
+
+def _new_text(name: str, text: str, templates: tuple[str, ...], metadata: Mapping[str, Any]) -> NewEntry:
     check_category(name)
     check_category(text)
     content = hashlib.sha256(json.dumps([text, *templates]).encode()).digest()
-    metadata = {} if templates == ("{}",) else {"templates": list(templates)}
     return NewEntry(category=name, modality="text", source=text, content=content, metadata=metadata)

@@ -29,7 +29,7 @@ from rarvision.errors import (
     MemoryEmptyError,
     OptionError,
 )
-from rarvision.memory.adding import Adding, Decode, batches, check_category, hash_sample, new_text, unit_vectors
+from rarvision.memory.adding import Adding, Decode, batches, check_category, hash_sample, new_texts, unit_vectors
 from rarvision.memory.records import AddReport, Hits, MemoryInfo, NewEntry, Prototypes, Where, closest_of
 from rarvision.memory.summaries import content_digest, mean_directions, vector_bytes
 from rarvision.memory.transfer import transfer
@@ -301,7 +301,8 @@ class Memory(abc.ABC):
         names: Iterable[str],
         *,
         texts: Iterable[str] | None = None,
-        templates: Sequence[str] = ("{}",),
+        metadata: Iterable[Mapping[str, Any]] | None = None,
+        templates: str | Sequence[str] = ("{}",),
         encoder: Encoder | None = None,
         batch_size: int | None = None,
         cache: bool | Path = True,
@@ -312,7 +313,9 @@ class Memory(abc.ABC):
         Args:
             names: Categories.
             texts: What is encoded for each of them, such as a description; the name itself by default.
-            templates: Each holds ``{}``, which the text replaces; several are averaged into one entry.
+            metadata: JSON values that are kept with each of them, such as an id; nothing by default.
+            templates: Each holds ``{}``, which the text replaces, or is the name of a set, such as ``clip-7`` (see
+                `rarvision.encoders.TEMPLATE_SETS`); several are averaged into one entry.
             encoder: Checked against the memory's; the memory's own by default.
             batch_size: Texts in one forward pass; the encoder's own by default.
             cache: Whether vectors are kept between runs (see `rarvision.encoders.TextCache`), or in which folder;
@@ -321,7 +324,7 @@ class Memory(abc.ABC):
 
         Raises:
             EncoderMismatchError: Another encoder than the memory's.
-            InputError: A blank name, or not as many texts as names.
+            InputError: A blank name, or not as many texts or metadata as names.
         """
         if encoder is not None:
             self.check_encoder(encoder)
@@ -332,7 +335,10 @@ class Memory(abc.ABC):
         described = named if texts is None else list(texts)
         if len(described) != len(named):
             raise OptionError(f"expected one text a name: got {len(named)} names and {len(described)} texts")
-        new = [new_text(name, text, filled) for name, text in zip(named, described, strict=True)]
+        told: list[Mapping[str, Any]] = [{}] * len(named) if metadata is None else list(metadata)
+        if len(told) != len(named):
+            raise OptionError(f"expected metadata of each name: got {len(named)} names and {len(told)} metadata")
+        new = list(new_texts(zip(named, described, told, strict=True), filled))
         adding = Adding(on_error=None, progress=progress)
         at_once = max(1, _TEXT_PASSES * size // len(filled))
         with self._writing(), TextCache(active, cache) as kept:

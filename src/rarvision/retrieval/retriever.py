@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, Literal, final
 
 import numpy as np
@@ -12,6 +13,7 @@ from rarvision.index import top_k
 from rarvision.memory import Hits, Memory
 from rarvision.retrieval.aggregating import aggregated
 from rarvision.retrieval.checks import Aggregate, Source, check_retrieval, share
+from rarvision.retrieval.entries import exemplar_ids
 from rarvision.retrieval.leaving_out import Held, dropped
 from rarvision.retrieval.statistics import (
     DEFAULT_TEXT_WEIGHT,
@@ -25,7 +27,7 @@ from rarvision.retrieval.statistics import (
     spaced,
     without,
 )
-from rarvision.types import Candidate, Modality
+from rarvision.types import Candidate, CategoryScores, Modality
 
 __all__ = ["Aggregate", "Retriever", "Source"]
 
@@ -34,7 +36,6 @@ _SHARPNESS: Final = {"tip": 5.5}
 _DEFAULT_AGGREGATE: Final = "blend"
 _NEIGHBOURS = 512
 _VOTERS = 20
-_EXEMPLARS = 16
 _SCORES_AT_ONCE = 4_000_000
 _SCALE_SAMPLES = 256
 _HUB_SAMPLES = 1_024
@@ -156,12 +157,34 @@ class Retriever:
         """
         if not self.distinct:
             return self._entries(vectors, "text" if self.source == "text" else "image")
+        return [candidates for found, _ in self._blocks(vectors) for candidates in found]
+
+    def retrieve_scored(
+        self, vectors: Float[np.ndarray, "n dim"]
+    ) -> tuple[list[list[Candidate]], list[CategoryScores]]:
+        """Candidates as `retrieve` gives them, and the scores of all categories that they were chosen by.
+
+        Raises:
+            OptionError: ``distinct=False``, which scores entries; or as `retrieve`.
+        """
+        if not self.distinct:
+            raise OptionError("distinct=False scores entries, not categories: use distinct=True for all scores")
+        names = self.memory.category_names()
+        ordered = tuple(names[code] for code in self._categories()[0].tolist())
+        blocks = list(self._blocks(vectors))
+        return (
+            [candidates for found, _ in blocks for candidates in found],
+            [CategoryScores(ordered, row) for _, scores in blocks for row in scores],
+        )
+
+    def _blocks(
+        self, vectors: Float[np.ndarray, "n dim"]
+    ) -> Iterator[tuple[list[list[Candidate]], Float[np.ndarray, "n c"]]]:
+        """Candidates and scores of so many queries as fit in memory."""
         codes, modalities = self._categories()
         at_once = max(1, _SCORES_AT_ONCE // (len(codes) + self.neighbours))
-        found: list[list[Candidate]] = []
         for start in range(0, len(vectors), at_once):
-            found += self._best(vectors[start : start + at_once], codes, modalities)
-        return found
+            yield self._best(vectors[start : start + at_once], codes, modalities)
 
     def _entries(self, vectors: Float[np.ndarray, "n dim"], modality: Modality) -> list[list[Candidate]]:
         """The k nearest entries, repeats and all."""
@@ -196,8 +219,8 @@ class Retriever:
         codes: Int[np.ndarray, " c"],
         modalities: tuple[Modality, ...],
         held: Held | None = None,
-    ) -> list[list[Candidate]]:
-        """Candidates of one block of queries."""
+    ) -> tuple[list[list[Candidate]], Float[np.ndarray, "n c"]]:
+        """Candidates and scores of one block of queries."""
         hits = by_image = by_text = None
         if "image" in modalities:
             hits, by_image = self._image_scores(vectors, codes, held)
@@ -218,8 +241,8 @@ class Retriever:
         ]
         names = self.memory.category_names()
         chosen = codes[columns]
-        exemplars = self._exemplars(hits, chosen, modalities)
-        return [
+        exemplars = exemplar_ids(self.memory, hits, chosen, modalities)
+        found = [
             [
                 Candidate(
                     category=names[code],
@@ -235,28 +258,7 @@ class Retriever:
             ]
             for row in range(len(vectors))
         ]
-
-    def _exemplars(
-        self, hits: Hits | None, chosen: Int[np.ndarray, "n k"], modalities: tuple[Modality, ...]
-    ) -> list[dict[int, tuple[int, ...]]]:
-        """For each query, the chosen categories' entries: those found, closest first; else any, images before texts."""
-        found: list[dict[int, tuple[int, ...]]] = [{} for _ in chosen]
-        if hits is not None:
-            for row, wanted in enumerate(chosen):
-                of = hits.categories[row]
-                for code in wanted.tolist():
-                    if len(entries := hits.ids[row][of == code][:_EXEMPLARS]):
-                        found[row][code] = tuple(entries.tolist())
-        missing = sorted(
-            {code for row, wanted in enumerate(chosen.tolist()) for code in wanted if code not in found[row]}
-        )
-        spare: dict[int, tuple[int, ...]] = {}
-        for modality in modalities:
-            ids, of = self.memory.table(modality)
-            for code in missing:
-                if code not in spare and len(entries := ids[of == code][:_EXEMPLARS]):
-                    spare[code] = tuple(entries.tolist())
-        return [spare | of_row for of_row in found]
+        return found, scores
 
     # Scores -----------------------------------------------------------------------------------------------------
 
@@ -443,7 +445,7 @@ class Retriever:
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
             held = Held(ids=ids[part], own=own[part], even=True, foreign=foreign)
-            found += self._best(self.memory.vectors(held.ids), codes, modalities, held)
+            found += self._best(self.memory.vectors(held.ids), codes, modalities, held)[0]
         return found
 
     def _own_of(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -2,6 +2,9 @@
 
 from rarvision.datasets.fieldguide.dataset import FieldGuide, Role
 from rarvision.datasets.fieldguide.rendering import illustrate, render
+from rarvision.datasets.fieldguide.scene_dataset import FieldGuideScenes
+from rarvision.datasets.fieldguide.scene_layout import SceneCategory, SceneSplit
+from rarvision.datasets.fieldguide.scenes import Drawn, SceneObject
 from rarvision.datasets.fieldguide.vocabulary import (
     COLOURS,
     DOMAINS,
@@ -24,8 +27,13 @@ __all__ = [
     "SPLITS",
     "Attribute",
     "Domain",
+    "Drawn",
     "FieldGuide",
+    "FieldGuideScenes",
     "Role",
+    "SceneCategory",
+    "SceneObject",
+    "SceneSplit",
     "illustrate",
     "render",
     "sample_vocabulary",

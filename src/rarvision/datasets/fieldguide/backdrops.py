@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,12 +10,52 @@ from jaxtyping import Float32
 from rarvision.datasets.fieldguide.drawing import Canvas, Field, Number, capsule, circle, ellipse, lens
 from rarvision.datasets.fieldguide.hashing import Rolls
 
-__all__ = ["air", "garden", "meadow", "veil", "water", "wood"]
+__all__ = ["HABITAT_OF", "Habitat", "lay", "twig", "veil_of"]
 
 # Slots of the rolls: 1-39 pose and mishaps, 40-199 backdrop, 200-299 subject, 300+ what lies over it.
 
 
 Tone: TypeAlias = tuple[float, float, float]
+Habitat = Literal["wood", "water", "meadow", "garden", "air"]
+
+HABITAT_OF: dict[str, Habitat] = {
+    "birds": "wood",
+    "fish": "water",
+    "flowers": "meadow",
+    "butterflies": "garden",
+    "aircraft": "air",
+}
+"""Where the subjects of each domain are drawn when they are alone."""
+
+
+def lay(canvas: Canvas, habitat: Habitat, perch: Field) -> None:
+    """Paint a habitat over all of the picture; ``perch`` is the distance to the branch in a wood."""
+    if habitat == "wood":
+        _wood(canvas, perch)
+    else:
+        {"water": _water, "meadow": _meadow, "garden": _garden, "air": _air}[habitat](canvas)
+
+
+_VEILS: dict[Habitat, tuple[Tone, Tone, float]] = {
+    "wood": ((0.30, 0.52, 0.22), (0.62, 0.66, 0.26), 0.05),
+    "water": ((0.20, 0.46, 0.34), (0.46, 0.52, 0.26), 0.05),
+    "meadow": ((0.62, 0.76, 0.40), (0.80, 0.80, 0.50), 0.05),
+    "garden": ((0.40, 0.62, 0.30), (0.66, 0.72, 0.36), 0.05),
+    "air": ((0.94, 0.95, 0.98), (0.90, 0.91, 0.94), 0.16),
+}
+
+
+def veil_of(canvas: Canvas, habitat: Habitat) -> None:
+    """Paint what may hang before the lens in a habitat."""
+    _veil(canvas, *_VEILS[habitat])
+
+
+def twig(canvas: Canvas, u: Field, v: Field) -> None:
+    """Paint the short branch that a bird sits on, in the bird's own frame."""
+    slope = canvas.rolls(8, -0.25, 0.25)
+    perch = capsule(u, v, -0.75, 0.70 - 0.75 * slope, 0.95, 0.70 + 0.95 * slope, 0.06, 0.035)
+    canvas.paint(perch, (0.24, 0.17, 0.13))
+    canvas.paint(perch + 0.025, (0.47, 0.35, 0.25))
 
 
 def _mixed(rolls: Rolls, slot: int, a: Tone, b: Tone, spread: float = 0.06) -> Float32[np.ndarray, "n 3"]:
@@ -75,7 +115,7 @@ def _leaf(  # noqa: PLR0917 - place, pose and look of one leaf
     canvas.paint(d, tint, shade=0.95 + 0.20 * np.clip(across * 40.0, -0.5, 0.5), opacity=opacity, soft=edge)
 
 
-def wood(canvas: Canvas, perch: Field) -> None:
+def _wood(canvas: Canvas, perch: Field) -> None:
     """Sky through foliage, and the branch that the bird sits on."""
     rolls = canvas.rolls
     _gradient(
@@ -96,7 +136,7 @@ def wood(canvas: Canvas, perch: Field) -> None:
     canvas.paint(np.abs(perch + 0.012) - 0.030, (0.47, 0.35, 0.25))
 
 
-def water(canvas: Canvas) -> None:
+def _water(canvas: Canvas) -> None:
     """Light shafts, sand, weed and bubbles."""
     rolls, x, y = canvas.rolls, canvas.x, canvas.y
     _gradient(
@@ -122,7 +162,7 @@ def water(canvas: Canvas) -> None:
         canvas.paint(np.abs(d) - 0.012, (0.95, 1.0, 1.0), opacity=0.7)
 
 
-def meadow(canvas: Canvas) -> None:
+def _meadow(canvas: Canvas) -> None:
     """Sky over grass with other flowers far off."""
     rolls, x, y = canvas.rolls, canvas.x, canvas.y
     _gradient(
@@ -141,7 +181,7 @@ def meadow(canvas: Canvas) -> None:
         canvas.paint(d, _mixed(rolls, s + 3, (0.46, 0.68, 0.34), (0.62, 0.78, 0.40)), opacity=0.8)
 
 
-def garden(canvas: Canvas) -> None:
+def _garden(canvas: Canvas) -> None:
     """Soft foliage and blossom, out of focus."""
     rolls = canvas.rolls
     _gradient(
@@ -158,7 +198,7 @@ def garden(canvas: Canvas) -> None:
         _leaf(canvas, cx, cy, rolls(s + 2, 0.9, 2.2), rolls(s + 7, 0.28, 0.5), tint, 0.8, 0.08)
 
 
-def air(canvas: Canvas) -> None:
+def _air(canvas: Canvas) -> None:
     """A sky with clouds over a hazy horizon."""
     rolls, x, y = canvas.rolls, canvas.x, canvas.y
     _gradient(
@@ -183,7 +223,7 @@ def air(canvas: Canvas) -> None:
         )
 
 
-def veil(canvas: Canvas, tint_a: Tone, tint_b: Tone, soft: float = 0.05) -> None:
+def _veil(canvas: Canvas, tint_a: Tone, tint_b: Tone, soft: float = 0.05) -> None:
     """A leaf (or a wisp) before the lens, near the subject, in about half of the images."""
     rolls = canvas.rolls
     turn = rolls(300, 0.0, 6.28)

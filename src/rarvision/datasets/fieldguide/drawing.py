@@ -188,11 +188,13 @@ class Canvas:
         soft: Width of an edge in picture units, (n, 1, 1): one pixel and the image's blur.
         rolls: The images' random numbers.
         nuisance: Strength of everything that does not belong to the category, 0 to 1 and beyond.
+        cover: How much of each pixel is painted over, 0 to 1, (n, h, w), where it is asked for; what is painted on an
+            empty canvas is then a cut-out: colours multiplied by their cover.
     """
 
-    def __init__(self, rolls: Rolls, size: int, nuisance: float) -> None:
+    def __init__(self, rolls: Rolls, size: int, nuisance: float, *, span: float = 1.0, cutout: bool = False) -> None:
         n = len(rolls)
-        line = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
+        line = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 * span / size) - span).astype(np.float32)
         self.x: Field = np.ascontiguousarray(np.broadcast_to(line[None, None, :], (n, size, size)))
         self.y: Field = np.ascontiguousarray(np.broadcast_to(line[None, :, None], (n, size, size)))
         self.rgb: Float32[np.ndarray, "n 3 h w"] = np.zeros((n, 3, size, size), dtype=np.float32)
@@ -200,7 +202,8 @@ class Canvas:
         self.nuisance = nuisance
         blur = np.maximum(rolls(1, -0.35, 1.0), 0.0) * (0.085 * nuisance)
         self.blur = blur
-        self.soft: Float32[np.ndarray, "n 1 1"] = np.sqrt((2.2 / size) ** 2 + blur * blur)
+        self.soft: Float32[np.ndarray, "n 1 1"] = np.sqrt((2.2 * span / size) ** 2 + blur * blur)
+        self.cover: Field | None = np.zeros((n, size, size), dtype=np.float32) if cutout else None
 
     def fill(self, colour: Float32[np.ndarray, "n 3 h w"]) -> None:
         """Replace the whole picture."""
@@ -227,6 +230,8 @@ class Canvas:
         cover = np.clip(0.5 - distance / (self.soft if soft is None else soft), 0.0, 1.0)
         if not (isinstance(opacity, float) and opacity == 1.0):
             cover *= opacity
+        if self.cover is not None:
+            self.cover += (1.0 - self.cover) * cover
         for channel in range(3):
             plane = self.rgb[:, channel]
             tone: Number = colour[channel] if isinstance(colour, tuple) else colour[:, channel, None, None]

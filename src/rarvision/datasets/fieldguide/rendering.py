@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
@@ -21,7 +22,9 @@ from rarvision.errors import OptionError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["illustrate", "render"]
+__all__ = ["PAINTERS", "expose", "illustrate", "pose", "render"]
+
+Painter: TypeAlias = Callable[[Canvas, Field, Field, Int[np.ndarray, "n 5"]], None]
 
 _CHUNK = 32
 
@@ -78,7 +81,7 @@ def illustrate(  # noqa: PLR0917 - the order is part of the interface
     return Image.fromarray(render(domain, codes, instances, size=size, seed=seed, nuisance=nuisance)[0])
 
 
-def _pose(canvas: Canvas, domain: str) -> tuple[Field, Field]:
+def pose(canvas: Canvas, domain: str) -> tuple[Field, Field]:
     """Return the subject's own coordinates: turned, tilted, mirrored, scaled, moved."""
     rolls, strength = canvas.rolls, np.float32(canvas.nuisance)
     turn = rolls(2, -0.22, 0.22) * strength
@@ -93,35 +96,29 @@ def _pose(canvas: Canvas, domain: str) -> tuple[Field, Field]:
     return (c * p + s * q) * mirror * squash, c * q - s * p
 
 
+PAINTERS: dict[str, Painter] = {
+    "birds": paint_bird,
+    "fish": paint_fish,
+    "flowers": paint_flower,
+    "butterflies": paint_butterfly,
+    "aircraft": paint_aircraft,
+}
+"""What paints the subjects of each domain, in their own frame."""
+
+
 def _draw(
     domain: str, codes: Int[np.ndarray, "n 5"], keys: UInt64[np.ndarray, " n"], size: int, nuisance: float
 ) -> UInt8[np.ndarray, "n size size 3"]:
     canvas = Canvas(Rolls(keys), size, nuisance)
-    u, v = _pose(canvas, domain)
-    if domain == "birds":
-        backdrops.wood(canvas, v - 0.70 - canvas.rolls(8, -0.25, 0.25) * u)
-        paint_bird(canvas, u, v, codes)
-        backdrops.veil(canvas, (0.30, 0.52, 0.22), (0.62, 0.66, 0.26))
-    elif domain == "fish":
-        backdrops.water(canvas)
-        paint_fish(canvas, u, v, codes)
-        backdrops.veil(canvas, (0.20, 0.46, 0.34), (0.46, 0.52, 0.26))
-    elif domain == "flowers":
-        backdrops.meadow(canvas)
-        paint_flower(canvas, u, v, codes)
-        backdrops.veil(canvas, (0.62, 0.76, 0.40), (0.80, 0.80, 0.50))
-    elif domain == "butterflies":
-        backdrops.garden(canvas)
-        paint_butterfly(canvas, u, v, codes)
-        backdrops.veil(canvas, (0.40, 0.62, 0.30), (0.66, 0.72, 0.36))
-    else:
-        backdrops.air(canvas)
-        paint_aircraft(canvas, u, v, codes)
-        backdrops.veil(canvas, (0.94, 0.95, 0.98), (0.90, 0.91, 0.94), 0.16)
-    return _expose(canvas, keys, size)
+    u, v = pose(canvas, domain)
+    habitat = backdrops.HABITAT_OF[domain]
+    backdrops.lay(canvas, habitat, v - 0.70 - canvas.rolls(8, -0.25, 0.25) * u)
+    PAINTERS[domain](canvas, u, v, codes)
+    backdrops.veil_of(canvas, habitat)
+    return expose(canvas, keys, size)
 
 
-def _expose(canvas: Canvas, keys: UInt64[np.ndarray, " n"], size: int) -> UInt8[np.ndarray, "n size size 3"]:
+def expose(canvas: Canvas, keys: UInt64[np.ndarray, " n"], size: int) -> UInt8[np.ndarray, "n size size 3"]:
     """Light, colour cast, contrast and grain; then to 8 bits."""
     rolls, strength = canvas.rolls, np.float32(canvas.nuisance)
     rgb = canvas.rgb
