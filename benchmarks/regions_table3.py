@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder of results, where an interrupted run goes on")
     parser.add_argument("--encoder", choices=("clip-16", "clip-32"), default="clip-32")
     parser.add_argument("--memories", nargs="+", choices=tuple(MEMORIES), default=["names"])
-    parser.add_argument("--scales", type=float, nargs=3, default=(1.4, 1.2, 1.2), help="small, medium, large boxes")
+    parser.add_argument("--scales", type=float, nargs=3, default=(1.2, 1.2, 1.2), help="small, medium, large boxes")
     parser.add_argument("--weights", nargs="+", choices=tuple(WEIGHTS), default=list(WEIGHTS))
     parser.add_argument("--strategy", choices=("likelihood", "choice", "generate", "pointwise"), default="likelihood")
     parser.add_argument("-k", type=int, default=5)

@@ -124,11 +124,29 @@ def test_what_is_refused(run, memory, photo, arguments, message):
     assert message in run("regions", photo, *arguments, "-m", memory, code=2).stderr
 
 
+def test_empty_boxes_of_files_are_left_out(run, memory, photo, tmp_path, annotated):
+    file = tmp_path / "boxes.json"
+    rows = [{"image_id": 7, "bbox": box} for box in ([1, 1, 0, 20], xywh(BOXES["blue"]))]
+    file.write_text(json.dumps(rows))
+    result = run("regions", photo, "--boxes", file, "-m", memory, *PLAIN, "--json")
+    assert labels(result) == ["blue"]
+    assert "1 left out" in result.stderr
+    content = json.loads(annotated.read_text())
+    content["annotations"][0]["bbox"] = [1, 1, 20, 0]
+    annotated.write_text(json.dumps(content))
+    assert labels(run("regions", photo, "--boxes", annotated, "-m", memory, *PLAIN, "--json")) == ["blue", "green"]
+    assert "--image-id 99" in run("regions", photo, "-b", annotated, "--image-id", 99, "-m", memory, code=2).stderr
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ('[{"image_id": "a", "bbox": [1, 2, 3, 4]}, {"image_id": 2, "bbox": [1, 2, 3, 4]}]', "whole number, got 'a'"),
+        ('[{"image_id": [1], "bbox": [1, 2, 3, 4]}]', "whole number"),
         ("[[1, 2, 3", "is no JSON"),
-        ("{}", "expected a list of four numbers"),
+        ("{}", "boxes.json"),
+        ("5", "expected a list of four numbers"),
+        ("[" * 100_000, "is no JSON"),
         ("[[1, 2, 3]]", "item 0 is no box"),
         ('[{"bbox": [1, 2, 3, "x"]}]', "item 0 is no box"),
         ("[]", "gives no box"),
@@ -151,6 +169,14 @@ def test_annotations_that_do_not_name_the_image(run, memory, photo, annotated):
     )
     result = run("regions", other, "--boxes", annotated, "--image-id", 7, "-m", memory, *PLAIN, "--json")
     assert labels(result) == list(BOXES)
+
+
+def test_annotations_of_another_size(run, memory, photo, annotated):
+    content = json.loads(annotated.read_text())
+    content["images"][0] |= {"width": 200, "height": 160}
+    annotated.write_text(json.dumps(content))
+    result = run("regions", photo, "--boxes", annotated, "-m", memory, code=2)
+    assert "annotates an image of 200 x 160 pixels" in result.stderr
 
 
 def test_turned_photos(run, memory, photo):
@@ -217,8 +243,13 @@ def test_what_evaluation_refuses(run, evaluation, annotated, tmp_path):
     assert "99" in run(*evaluation, code=2).stderr
 
 
-def test_an_image_that_is_missing_is_a_failure(run, evaluation, photo):
+def test_an_image_that_is_missing_is_a_failure(run, evaluation, annotated, photo):
+    content = json.loads(annotated.read_text())
+    content["annotations"].append({"id": 9, "image_id": 8, "category_id": 10, "bbox": [1, 1, 9, 9], "area": 64})
+    annotated.write_text(json.dumps(content))
     photo.unlink()
     result = run(*evaluation, code=1)
+    assert "failures      3, such as" in result.stdout
     assert "photo.png" in result.stdout
-    assert "3" in result.stdout
+    annotated.with_name("other.png").unlink()
+    assert "none of its 2 images is there" in run(*evaluation, code=2).stderr

@@ -30,6 +30,8 @@ from rarvision.detection import (
     write_detections,
 )
 from rarvision.errors import ChatUnavailableError, DatasetError, InputError, OptionError
+from rarvision.fitting import fit_recognizer
+from rarvision.judging import fit_key
 from rarvision.memory import LocalMemory
 from rarvision.pipeline import Recognizer
 from rarvision.regions import CropRule
@@ -289,3 +291,38 @@ def test_the_ranker_sees_the_crop_the_image_or_both(memory, folder):
     assert sizes["both"].size == (72 + 8 + 96, 72)
     with pytest.raises(OptionError, match="region_view"):
         rv.Recognizer(memory, region_view="everything")
+
+
+def test_a_box_that_fails_does_not_open_its_file_to_other_settings(memory, folder, tmp_path):
+    annotations, out = read_annotations(folder / "truth.json", images=folder), tmp_path / "run.jsonl"
+    ids = annotations.image_ids
+    boxes = np.array([[2.0, 2, 20, 18], [500.0, 500, 9, 9]] * len(ids))
+    regions = RegionDataset(annotations, Proposals(np.repeat(ids, 2), boxes, np.ones(len(boxes))))
+    first = evaluate_regions(recognizer(memory), regions, out=out)
+    assert first.failures == len(ids)
+    other = Recognizer(memory, retriever=Retriever(memory, k=2, source="image"), crop=PLAIN)
+    with pytest.raises(InputError, match="retriever"):
+        evaluate_regions(other, regions, out=out)
+    again = evaluate_regions(recognizer(memory), regions, out=out)  # tried again, counted once
+    assert (again.failures, again.regions) == (first.failures, first.regions)
+    assert again.rows[RETRIEVAL].metrics == first.rows[RETRIEVAL].metrics
+
+
+def test_a_fit_of_whole_images_is_not_taken_for_crops(memory):
+    plain, cropping = Recognizer(memory, k=3), Recognizer(memory, k=3, crop=PLAIN)
+    marked = Recognizer(memory, k=3, region_view="image")
+    assert len({fit_key(each.settings) for each in (plain, cropping, marked)}) == 3
+    with pytest.raises(OptionError, match="not regions"):
+        fit_recognizer(cropping.with_ranker(ScriptedRanker("red")))
+
+
+def test_a_thin_crop_beside_the_whole_image_stays_small(memory, folder):
+    class Watching(ScriptedRanker):
+        def _rank_distinct(self, images, names):
+            seen.extend(images)
+            return super()._rank_distinct(images, names)
+
+    seen = []
+    sample = Sample(source="a", image=folder / "0.png", box_xyxy=(0.0, 5.0, 96.0, 6.0))
+    rv.Recognizer(memory, ranker=Watching("blue"), region_view="both").recognize(sample)
+    assert seen[0].size == (144 + 8 + 96, 72)

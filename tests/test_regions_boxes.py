@@ -127,6 +127,19 @@ def test_a_class_without_objects_keeps_its_scale():
     assert fit.fitted == (False, True)
 
 
+def test_a_class_has_its_own_scale_only_where_that_is_clearly_better():
+    found = {1.0: (0.30, 0.50, 0.80), 1.2: (0.353, 0.60, 0.70), 1.4: (0.354, 0.55, 0.60)}
+    assert fit_adaptive_scale(found.__getitem__, scales=found).rule.scales == (1.4, 1.2, 1.0)
+    assert fit_adaptive_scale(found.__getitem__, scales=found, counts=(800, 800, 800)).rule.scales == (1.2, 1.2, 1.0)
+    assert fit_adaptive_scale(found.__getitem__, scales=found, counts=(40, 40, 8)).rule.scales == (1.2, 1.2, 1.2)
+    missing = {scale: (row[0], float("nan"), row[2]) for scale, row in found.items()}
+    assert fit_adaptive_scale(missing.__getitem__, scales=found, counts=(800, 0, 800)).rule.scales == (1.4, 1.6, 1.0)
+    with pytest.raises(OptionError, match="objects of each of the 3"):
+        fit_adaptive_scale(found.__getitem__, scales=found, counts=(800, 800))
+    with pytest.raises(OptionError, match="shares"):
+        fit_adaptive_scale(lambda scale: (30.0, 40.0, 50.0), scales=found, counts=(8, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("accuracy", "scales", "message"),
     [

@@ -281,7 +281,9 @@ def _by_ranker(
             item = dataset.items[index]
             names, label = tuple(candidates[index]), str(item.label)
             try:
-                picture = load_image(dataset[index].image)
+                sample = dataset[index]
+                picture = load_image(sample.image)
+                sample.check_size(picture.size)
                 if item.box_xyxy is not None:
                     picture = Picture.of(picture).cropped(item.box_xyxy).whole()
             except ImageError as error:

@@ -29,7 +29,7 @@ from rarvision.calibration import (
 from rarvision.errors import ImageError, InputError, MemoryEmptyError, OptionError
 from rarvision.exemplars import Exemplars, entry_image
 from rarvision.index import top_k
-from rarvision.judging import fit_key, keep_fit, merged, parts_of, ranked_places
+from rarvision.judging import FITTED_FOR, fit_key, keep_fit, merged, parts_of, ranked_places
 from rarvision.memory.base import Memory
 from rarvision.metrics import area_under_roc, brier_score, expected_calibration_error
 from rarvision.pipeline import Recognizer
@@ -103,7 +103,7 @@ def fit_recognizer(
         The fit.
 
     Raises:
-        OptionError: An option out of range, ``distinct=False``, or views.
+        OptionError: An option out of range, ``distinct=False``, views, or a rule of crops.
         MemoryEmptyError: The memory holds nothing.
         ImageError: Not one of the images can be had.
         InputError: ``out`` holds the answers of another ranker, retriever or memory.
@@ -116,11 +116,16 @@ def fit_recognizer(
     memory = recognizer.memory
     if not memory.count():
         raise MemoryEmptyError("the memory is empty; add images and names before fitting on it")
-    settings = {name: recognizer.settings[name] for name in ("retriever", "ranker", "views")}
+    settings = {name: value for name, value in recognizer.settings.items() if name in FITTED_FOR}
     if settings["views"] != "whole":
         raise OptionError(
             f"images are left out by the vectors that the memory holds, which are of whole images; views="
             f"{settings['views']!r} cannot be fitted: fit, and recognise, with views='whole'"
+        )
+    if "crop" in settings or "region_view" in settings:
+        raise OptionError(
+            "the memory's images are not regions: what is fitted on them does not hold for crops; fit without crop and "
+            "region_view, or recognise the crops as images"
         )
     content = memory.content_hash  # of what is asked about, whatever is added meanwhile
     questions = _questions(recognizer, images, seed)

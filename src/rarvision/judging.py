@@ -28,7 +28,17 @@ from rarvision.memory.base import Memory
 from rarvision.taxonomy import Taxonomy, check_sure
 from rarvision.types import Candidate, CategoryScores, LevelAnswer, Prediction, Ranking
 
-__all__ = ["Judge", "fit_key", "keep_fit", "kept_fit", "levels_of", "merged", "parts_of", "ranked_places"]
+__all__ = [
+    "FITTED_FOR",
+    "Judge",
+    "fit_key",
+    "keep_fit",
+    "kept_fit",
+    "levels_of",
+    "merged",
+    "parts_of",
+    "ranked_places",
+]
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +46,13 @@ _FIT_NOTE = "fit:"
 _KEY_DIGITS = 16
 
 
+FITTED_FOR = ("retriever", "ranker", "views", "crop", "region_view")
+"""The settings that a fit is valid for."""
+
+
 def fit_key(settings: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits of what a fit is valid for: the retriever's, the ranker's settings and the views."""
-    parts = {name: settings[name] for name in ("retriever", "ranker", "views")}
+    """Sixteen hexadecimal digits of what a fit is valid for: how is retrieved and ranked, and what is seen."""
+    parts = {name: settings[name] for name in FITTED_FOR if name in settings}
     if parts["ranker"] and parts["ranker"].get("bias"):  # estimated anew each time; that there is one is what matters
         parts["ranker"] = {**parts["ranker"], "bias": True}
     text = json.dumps(parts, sort_keys=True)

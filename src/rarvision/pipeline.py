@@ -93,8 +93,8 @@ class Recognizer:
 
     Raises:
         InputError: The taxonomy lacks categories of the memory.
-        OptionError: An option is out of range, ``k`` contradicts the retriever's, or the ranker wants a worked example
-            and the retriever has ``distinct=False``.
+        OptionError: An option is out of range or no such thing, ``k`` contradicts the retriever's, or the ranker wants
+            a worked example and the retriever has ``distinct=False``.
     """
 
     def __init__(
@@ -126,6 +126,8 @@ class Recognizer:
             raise OptionError("the retriever searches another memory; make it from the one given to the recognizer")
         elif k is not None and k != retriever.k:
             raise OptionError(f"k={k} contradicts the retriever's k={retriever.k}; give one of them")
+        if crop is not None and not isinstance(crop, CropRule):
+            raise OptionError(f"crop must be a CropRule, such as CropRule(scale=1.6), or None, got {crop!r}")
         self._memory = memory
         self._ranker = ranker
         self._retriever = retriever

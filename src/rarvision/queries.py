@@ -27,6 +27,7 @@ _PLAIN: Final = CropRule(scale=1.0, shape="box", padding="clip", blur=None)
 _WHOLE_SIDE: Final = 1_024  # pixels that the whole image's longer side keeps beside a box
 _READERS: Final = 4
 _GAP: Final = 8
+_WIDEST: Final = 2.0  # heights of the picture that a crop beside the whole image is wide at most
 _GAP_COLOUR: Final = (255, 255, 255)
 
 
@@ -80,7 +81,7 @@ def iter_queries(
         given: Read as they are needed.
         crop: How a sample with a box becomes a crop; None for nothing but the box. Whole images stay as they are.
         view: What the ranker sees of a sample with a box.
-        ahead: Groups of boxes of one image that are ready at most.
+        ahead: How many are ready at most.
 
     Raises:
         InputError: One is no image, path or sample.
@@ -93,7 +94,7 @@ def iter_queries(
         return Query(source=sample.source, image=image, view=_view(scene, sample, image, view))
 
     samples = (_sample(number, each) for number, each in enumerate(given))
-    with closing(iter_made(samples, crop or _PLAIN, make, threads=_READERS, ahead=ahead)) as every:
+    with closing(iter_made(samples, crop or _PLAIN, make, threads=_READERS, ahead=ahead, together=1)) as every:
         for sample, made in every:
             yield made if isinstance(made, Query) else RecognitionFailure(source=sample.source, error=made)
 
@@ -116,8 +117,10 @@ def _view(scene: Scene, sample: Sample, crop: Image.Image, view: RegionView) -> 
     if view == "image":
         return whole
     height = whole.height
-    left = crop.resize((max(1, round(crop.width * height / crop.height)), height), Image.Resampling.BICUBIC)
+    share = min(height / crop.height, _WIDEST * height / crop.width)
+    size = max(1, round(crop.width * share)), max(1, round(crop.height * share))
+    left = crop.resize(size, Image.Resampling.BICUBIC)
     both = Image.new("RGB", (left.width + _GAP + whole.width, height), _GAP_COLOUR)
-    both.paste(left, (0, 0))
+    both.paste(left, (0, (height - left.height) // 2))
     both.paste(whole, (left.width + _GAP, 0))
     return both

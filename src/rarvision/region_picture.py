@@ -36,19 +36,21 @@ class RegionLabel:
         box_xyxy: Pixels of the upright image; the part that lies in it is drawn.
         text: Such as a name and its probability.
         category: What its colour is chosen by: one colour a category.
+        number: What stands beside the box where there is no room for the text; by default its place, from 0.
     """
 
     box_xyxy: Box
     text: str
     category: str
+    number: int | None = None
 
 
 def draw_regions(image: Image.Image, labels: Sequence[RegionLabel], path: Path) -> None:
     """Write the image with boxes and labels; labels do not cover each other.
 
     A label stands above its box, else below, beside or, in a large one, inside it, where it covers neither a label
-    nor another box; where there is no such place, the box has its number, counted from 0, which the list under the
-    picture explains. Images are brought to 960 to 2,400 pixels of their longer side.
+    nor another box; where there is no such place, the box has its number, which the list under the picture
+    explains. Images are brought to 960 to 2,400 pixels of their longer side.
 
     Args:
         image: Upright RGB.
@@ -68,7 +70,7 @@ def draw_regions(image: Image.Image, labels: Sequence[RegionLabel], path: Path) 
     canvas = canvas.copy() if canvas is image else canvas
     font = ImageFont.load_default(size=max(14, round(max(size) / 60)))
     numbered = _draw(canvas, labels, share, font)
-    canvas = _with_list(canvas, [(i, labels[i].text) for i in sorted(numbered)], font)
+    canvas = _with_list(canvas, [(_number(labels, i), labels[i].text) for i in sorted(numbered)], font)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
 
@@ -94,7 +96,7 @@ def _draw(
         place = _place(boxes[i], _text_size(pen, text, font), canvas.size, [*taken, *others])
         if place is None:
             numbered.append(i)
-            text = str(i)
+            text = str(_number(labels, i))
             wanted = _text_size(pen, text, font)
             place = (
                 _place(boxes[i], wanted, canvas.size, [*taken, *others])
@@ -105,6 +107,11 @@ def _draw(
         pen.rectangle(place, fill=_colour(labels[i].category))
         pen.text((place[0] + 4, place[1] + 2), text, fill=_PAPER, font=font)
     return numbered
+
+
+def _number(labels: Sequence[RegionLabel], place: int) -> int:
+    number = labels[place].number
+    return place if number is None else number
 
 
 def _place(

@@ -15,7 +15,11 @@ from rarvision.errors import DatasetError, InputError
 __all__ = ["RunFile", "check_configuration", "labels_by_source", "markdown_table", "read_run"]
 
 _Done = TypeVar("_Done")
-_HASHES = {"memory_content": "the memory's entries", "dataset_fingerprint": "the dataset"}
+_HASHES = {
+    "memory_content": "the memory's entries",
+    "dataset_fingerprint": "the dataset",
+    "boxes_fingerprint": "the boxes",
+}
 _ADVICE = "give another file, or resume=False (--no-resume) to start it anew"
 
 
@@ -75,6 +79,8 @@ class RunFile(Generic[_Done]):
         if path is None:
             return
         path = Path(path)
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; expected the name of a file for the outcomes")
         path.parent.mkdir(parents=True, exist_ok=True)
         end = 0
         if resume and path.exists():

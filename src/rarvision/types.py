@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from rarvision.errors import InputError
+from rarvision.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,6 +54,8 @@ class Sample:
         metadata: Anything else, JSON values only.
         box_xyxy: The part of the image that is meant, see `Box`; what lies outside the image is cut off. None for all
             of it.
+        image_size: Width and height of the upright image that the box was given for, pixels; None where not known. An
+            image of another size is refused, as the box would show something else.
     """
 
     source: str
@@ -61,12 +63,28 @@ class Sample:
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     box_xyxy: Box | None = None
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _require(bool(self.source), "Sample.source must not be empty")
         _require(self.label is None or bool(self.label.strip()), f"{self.source}: label must not be blank")
         if self.box_xyxy is not None:
             check_box(self.box_xyxy, self.source)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise `ImageError` where an image of this width and height is not the one that the box was given for."""
+        if self.image_size is None or size == self.image_size:
+            return
+        (width, height), turned = self.image_size, size == self.image_size[::-1]
+        raise ImageError(
+            f"{self.source}: the box was given for an image of {width} x {height} pixels, and the upright image has "
+            f"{size[0]} x {size[1]}; "
+            + (
+                "boxes are of the upright image: was it annotated without its EXIF orientation? Store it without"
+                if turned
+                else "give the images that were annotated, or annotations for these"
+            )
+        )
 
 
 def box_suffix(box: Box | None) -> str:

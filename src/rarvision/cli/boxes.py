@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from rarvision.cli.output import say
 from rarvision.errors import DatasetError, InputError, OptionError
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def read_boxes(
         try:
             numbers, own = [[float(part) for part in text.split(",")]], None
         except ValueError:
-            numbers, own = _from_file(Path(text), image, image_id)
+            numbers, own = _from_file(Path(text), image, size, image_id)
         form = cast("Any", own or notation.value)
         try:
             found = to_xyxy(numbers, notation=form, normalised_to=size if normalised and own is None else None)
@@ -193,18 +194,22 @@ def read_boxes(
     return boxes
 
 
-def _from_file(path: Path, image: Path, image_id: int | None) -> tuple[list[list[float]], str | None]:
+def _from_file(
+    path: Path, image: Path, size: tuple[int, int], image_id: int | None
+) -> tuple[list[list[float]], str | None]:
     """Rows of four numbers, and their notation where the file's kind has its own."""
     if not path.is_file():
         raise InputError(f"--boxes {path}: neither four numbers between commas nor a file")
     if path.stat().st_size > _LARGEST:
         raise InputError(f"--boxes {path}: is larger than 1 GB; give the boxes of this image alone")
+    with path.open("rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"{"):
+        return _annotated(path, image, size, image_id), "xyxy"
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--boxes {path}: is no JSON ({error})") from error
-    if isinstance(content, dict) and "annotations" in content:
-        return _annotated(path, image, image_id), "xyxy"
     if not isinstance(content, list):
         raise InputError(f"--boxes {path}: {_ADVICE}; got {type(content).__name__}")
     if content and all(isinstance(row, dict) and "image_id" in row for row in content):
@@ -212,13 +217,18 @@ def _from_file(path: Path, image: Path, image_id: int | None) -> tuple[list[list
     return [_row(path, number, row) for number, row in enumerate(content)], None
 
 
-def _annotated(path: Path, image: Path, image_id: int | None) -> list[list[float]]:
-    """The boxes of one image of an annotation file, by its number or its name."""
+def _annotated(path: Path, image: Path, size: tuple[int, int], image_id: int | None) -> list[list[float]]:
+    """The boxes with an inside of one image of an annotation file, by its number or its name."""
     from rarvision.detection import read_annotations
 
     annotations = read_annotations(path)
     names = [str(annotations.file(place) or "") for place in range(len(annotations))]
     if image_id is not None:
+        if image_id not in annotations.image_ids:
+            raise DatasetError(
+                f"--image-id {image_id}: {path} has no such image; it has {len(names):,}, such as "
+                f"{annotations.image_ids[:3].tolist()}"
+            )
         found = annotations.by_id(image_id)
     else:
         places = [place for place, name in enumerate(names) if Path(name).name == image.name]
@@ -228,10 +238,26 @@ def _annotated(path: Path, image: Path, image_id: int | None) -> list[list[float
                 "--image-id"
             )
         found = annotations[places[0]]
-    return [list(map(float, row)) for row in found.boxes_xyxy[~found.crowd].tolist()]
+    if found.width is not None and found.height is not None and (found.width, found.height) != size:
+        raise DatasetError(
+            f"--boxes {path}: annotates an image of {found.width} x {found.height} pixels, {image} has {size[0]} x "
+            f"{size[1]}: give the original, or boxes of this one"
+        )
+    rows = found.boxes_xyxy[~found.crowd]
+    inside = (rows[:, :2] < rows[:, 2:]).all(axis=1)
+    _say_left_out(path, len(found.crowd) - int(inside.sum()))
+    return [list(map(float, row)) for row in rows[inside].tolist()]
+
+
+def _say_left_out(path: Path, count: int) -> None:
+    if count:
+        say(f"--boxes {path}: {count:,} left out: crowds, or without an inside")
 
 
 def _of_image(path: Path, rows: Sequence[dict[str, Any]], image_id: int | None) -> list[list[float]]:
+    for number, row in enumerate(rows):
+        if type(row["image_id"]) is not int:
+            raise InputError(f"--boxes {path}: item {number}: image_id must be a whole number, got {row['image_id']!r}")
     ids = sorted({row["image_id"] for row in rows})
     if image_id is None and len(ids) > 1:
         raise InputError(f"--boxes {path}: has boxes of {len(ids):,} images; say which is this one with --image-id")
@@ -239,7 +265,10 @@ def _of_image(path: Path, rows: Sequence[dict[str, Any]], image_id: int | None) 
     kept = [_row(path, number, row) for number, row in enumerate(rows) if row["image_id"] == wanted]
     if not kept:
         raise InputError(f"--boxes {path}: has no box of image {wanted}; it has images such as {ids[:3]}")
-    return [list(row) for row in dict.fromkeys(map(tuple, kept))]  # detectors write a box once for each category
+    every = dict.fromkeys(map(tuple, kept))  # detectors write a box once for each category
+    inside = [list(row) for row in every if row[2] != 0.0 and row[3] != 0.0]
+    _say_left_out(path, len(every) - len(inside))
+    return inside
 
 
 def _row(path: Path, number: int, row: object) -> list[float]:

@@ -167,7 +167,7 @@ def _draw(image: Path, boxes: list[Box], records: list[dict[str, Any]], picture:
         name, share = record["label"], record["probability"]
         if record["unknown"]:
             name, share = "unknown", record["unknown_probability"]
-        labels.append(RegionLabel(box_xyxy=box, text=f"{name} {share:.0%}", category=name))
+        labels.append(RegionLabel(box_xyxy=box, text=f"{name} {share:.0%}", category=name, number=record["box"]))
     if labels:
         draw_regions(load_image(image), labels, picture)
     else:

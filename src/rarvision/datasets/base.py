@@ -26,6 +26,7 @@ class Item:
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     box_xyxy: Box | None = None
+    image_size: tuple[int, int] | None = None
 
 
 class Dataset(abc.ABC):
@@ -63,6 +64,7 @@ class Dataset(abc.ABC):
             label=item.label,
             metadata=item.metadata,
             box_xyxy=item.box_xyxy,
+            image_size=item.image_size,
         )
 
     def __iter__(self) -> Iterator[Sample]:

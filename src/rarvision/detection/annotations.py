@@ -138,6 +138,12 @@ class Annotations(Sequence[AnnotatedImage]):
         self._images = sorted(images, key=lambda image: image.id)
         self.image_ids = _ids([image.id for image in self._images], name, "image")
         _check_unique(self.image_ids, name, "image")
+        for image in self._images:
+            if min(1 if side is None else side for side in (image.width, image.height)) < 1:
+                raise DatasetError(
+                    f"{name}: image {image.id}: width and height must be at least 1 pixel, or left out, got "
+                    f"{image.width} x {image.height}"
+                )
         annotation_ids = _ids([row.id for row in annotations], name, "annotation")
         _check_unique(annotation_ids, name, "annotation")
         image_ids = _ids([row.image_id for row in annotations], name, "image")
@@ -206,6 +212,11 @@ class Annotations(Sequence[AnnotatedImage]):
         """The path of image ``index``, or None where no folder was given."""
         file = self._files[index]
         return None if self.folder is None or file is None else self.folder / file
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """Width and height of image ``index``, pixels; None where the file does not say them."""
+        width, height = self._images[index].width, self._images[index].height
+        return None if width is None or height is None else (width, height)
 
     def by_id(self, image_id: int) -> AnnotatedImage:
         """The image of that id.

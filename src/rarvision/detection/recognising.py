@@ -36,6 +36,7 @@ RANKED_TOP: Final = "RAR, first name only"
 
 _BLOCK: Final = 256  # boxes whose scores of all categories are held together
 _MOST_SUPPRESSED: Final = 5_000  # boxes of an image whose overlaps are held together
+_MOST_SCORES: Final = 20_000_000  # of boxes and categories, which suppression looks at together
 _NEVER: Final = -100.0  # similarity of a category that could not be scored
 _STATUSES: Final = ("ranked", "repaired", "fallback", "skipped")
 
@@ -48,7 +49,8 @@ class RegionReport:
     Attributes:
         rows: Average precision by row: retrieval alone (`RETRIEVAL`), and with a ranker `RANKED` and `RANKED_TOP`.
         detections: What was measured, by row, for `rarvision.detection.write_detections`.
-        top1: Share of the annotated boxes whose first name is right, 0 to 1, by row; empty for proposals.
+        top1: Share of the annotated boxes whose first name of the vocabulary is right, 0 to 1, by row; empty for
+            proposals.
         images: Images with boxes.
         regions: Boxes recognised, failures included.
         left_out: Boxes without an inside, and crowds: not recognised.
@@ -153,9 +155,10 @@ def evaluate_regions(
         progress: Called with the number of boxes done, those of earlier runs included, and of all.
 
     Raises:
-        DatasetError: The memory holds none of the vocabulary's categories.
+        DatasetError: The memory holds none of the vocabulary's categories; there is no box to recognise, or none of
+            several images; or an objectness is negative where the preset multiplies by it.
         InputError: ``out`` holds another configuration's results; or the preset suppresses overlaps, and an image has
-            more than 5,000 boxes.
+            more boxes than can be compared (5,000, fewer with many categories).
         MemoryEmptyError: The memory holds nothing.
         ChatError: The MLLM cannot answer, and the recogniser may not fall back.
         MissingExtraError: The extra ``detection`` is not installed.
@@ -164,11 +167,18 @@ def evaluate_regions(
     """
     preset = evaluator_preset(preset) if isinstance(preset, str) else preset
     recognizer = recognizer.with_scores()
+    if not len(regions):
+        raise DatasetError(
+            f"{regions.name}: no box to recognise ({regions.left_out:,} left out: crowds, or without an inside)"
+        )
+    if preset.objectness != "ignored":
+        regions.check_weights()
     columns = _Columns(regions.annotations.vocabulary, recognizer.memory.categories())
     configuration = {
         "rarvision": version("rarvision"),
         "dataset": regions.name,
         "dataset_fingerprint": regions.fingerprint,
+        "boxes_fingerprint": regions.boxes_fingerprint,
         "preset": asdict(preset),
         **recognizer.settings,
     }
@@ -178,10 +188,15 @@ def evaluate_regions(
         total, done = len(regions), 0
         left: list[tuple[int, Int64[np.ndarray, " m"]]] = []
         for image_id, places in regions.by_image():
-            if str(image_id) in file.done:
+            known = file.done.get(str(image_id))
+            if known is not None:
+                plan.check(known, out)
+            if known is not None and not known.failures and not known.unanswered:
                 done += len(places)
             else:
                 left.append((image_id, places))
+        if left:
+            regions.check_files()
         if progress is not None:
             progress(done, total)
         for image_id, values in _run(recognizer, regions, left, plan):
@@ -211,6 +226,9 @@ class _Outcome:
 
 
 def _outcome(values: Mapping[str, Any]) -> _Outcome:
+    for name, columns in values["rows"].items():
+        if len({len(column) for column in columns}) != 1:
+            raise ValueError(f"image {values['source']}: columns of {name} differ in length")
     return _Outcome(
         image_id=int(values["source"]),
         boxes_xywh=np.array(values["boxes_xywh"], dtype=np.float64).reshape(-1, 4),
@@ -227,9 +245,9 @@ def _outcome(values: Mapping[str, Any]) -> _Outcome:
 
 
 def _read_line(values: Mapping[str, Any]) -> _Outcome | None:
-    """An image that is done; None where a box failed, or had no answer."""
+    """What is known of an image; None where no box had an answer: a server that is down does not tell its model."""
     outcome = _outcome(values)
-    return outcome if not outcome.failures and not outcome.unanswered else None
+    return None if outcome.unanswered and outcome.unanswered == sum(outcome.statuses.values()) else outcome
 
 
 @final
@@ -237,7 +255,7 @@ class _Columns:
     """From the memory's names to the vocabulary's columns."""
 
     def __init__(self, vocabulary: Vocabulary, held: Sequence[str]) -> None:
-        self.vocabulary = vocabulary
+        self.vocabulary, self.ids = vocabulary, vocabulary.ids
         self._of = {name: column for column, name in enumerate(vocabulary.names)}
         known = sum(name in self._of for name in held)
         if not known:
@@ -262,6 +280,10 @@ class _Columns:
         row[self._targets] = np.where(np.isfinite(values), values, _NEVER)
         return row
 
+    def of(self, label: str | None) -> int:
+        """The column of an annotated box's category; -2, which nothing equals, for proposals."""
+        return -2 if label is None else self._of[label]
+
     def ranked(self, names: Sequence[str], k: int) -> Int64[np.ndarray, " k"]:
         """Columns of names in their order; those that the vocabulary does not have are left out."""
         known = [self._of[name] for name in names if name in self._of][:k]
@@ -278,6 +300,15 @@ class _Plan:
     k: int
     ranker: str | None
 
+    def check(self, outcome: _Outcome, path: Path | str | None) -> None:
+        """Refuse what was read from a damaged line."""
+        for name in self.names:
+            boxes, ids, _ = outcome.rows.get(name, ([-1], [], []))
+            if not np.isin(boxes, np.arange(len(outcome.boxes_xywh))).all() or not np.isin(ids, self.columns.ids).all():
+                raise InputError(
+                    f"{path}: the line of image {outcome.image_id} is damaged ({name}); delete it to have it done again"
+                )
+
 
 def _run(
     recognizer: Recognizer,
@@ -287,11 +318,13 @@ def _run(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each image's line, as soon as its boxes are recognised."""
     if plan.preset.nms_iou is not None:
+        most = min(_MOST_SUPPRESSED, _MOST_SCORES // len(plan.columns.vocabulary))
         for image_id, places in images:
-            if len(places) > _MOST_SUPPRESSED:
+            if len(places) > most:
                 raise InputError(
-                    f"image {image_id} has {len(places):,} boxes; preset {plan.preset.name} suppresses overlaps and "
-                    f"takes at most {_MOST_SUPPRESSED:,} an image: keep fewer (per_image=…), or take preset lvis"
+                    f"image {image_id} has {len(places):,} boxes; preset {plan.preset.name} compares all of an image's "
+                    f"and takes at most {most:,} with {len(plan.columns.vocabulary):,} categories: keep fewer "
+                    "(per_image=…), or take preset lvis"
                 )
     on_the_way: deque[Item] = deque()
 
@@ -312,7 +345,7 @@ def _run(
 
 @final
 class _Image:
-    """Gathers an image's boxes; the scores of all categories are held for a block of them at a time."""
+    """Gathers an image's boxes; the scores of all categories are held for a block of them, with suppression for all."""
 
     def __init__(self, image_id: int, plan: _Plan) -> None:
         self._id, self._preset, self._columns = image_id, plan.preset, plan.columns
@@ -341,11 +374,13 @@ class _Image:
         self._objectness.append(float(item.metadata.get("objectness", 1.0)))
         order = [candidate.category for candidate in outcome.candidates]
         similarities = self._columns.similarities(outcome.scores)
-        self._block.append((similarities, self._columns.ranked(order, self._k)))
-        self._right[RETRIEVAL] += outcome.retrieved[0] == item.label
+        ranked = self._columns.ranked(order, self._k)
+        self._block.append((similarities, ranked))
+        wanted = self._columns.of(item.label)
+        self._right[RETRIEVAL] += int(similarities.argmax()) == wanted
         if outcome.ranking is not None:
             for name in (RANKED, RANKED_TOP):
-                self._right[name] += outcome.label == item.label
+                self._right[name] += int(ranked[0]) == wanted
             self._statuses[outcome.ranking.status] += 1
             self._unanswered += outcome.ranking.unanswered
         self._retrieval_ms += outcome.retrieval_ms

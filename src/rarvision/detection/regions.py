@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final, overload
 
@@ -26,7 +29,8 @@ class RegionDataset(Dataset):
 
     A sample's metadata has ``image_id``, and ``annotation_id`` and ``category_id`` or ``objectness``. Boxes without an
     inside are left out, and so are crowds; `left_out` counts them. Without a folder of images the samples cannot be
-    opened, and everything else works.
+    opened, and everything else works. Where the file says an image's width and height, an image of another size fails
+    (`Sample.image_size`).
 
     Args:
         annotations: The images.
@@ -79,6 +83,43 @@ class RegionDataset(Dataset):
         for places in np.split(order, starts[1:]) if len(order) else ():
             yield int(self.annotations.image_ids[self._images[places[0]]]), places
 
+    @cached_property
+    def boxes_fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with images' ids, boxes, what is known of them, and the vocabulary."""
+        digest, annotations = hashlib.sha256(), self.annotations
+        known = annotations.category_ids[self._rows] if self._objectness is None else self._objectness[self._rows]
+        for column in (annotations.image_ids[self._images], self._boxes, known, annotations.vocabulary.ids):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        digest.update("\0".join(annotations.vocabulary.names).encode())
+        return digest.hexdigest()[:16]
+
+    def check_weights(self) -> None:
+        """Raise `DatasetError` where a proposal's objectness is negative, and so cannot weigh scores."""
+        if self._objectness is None:
+            return
+        wrong = np.flatnonzero(self._objectness[self._rows] < 0)
+        if len(wrong):
+            first = int(wrong[0])
+            raise DatasetError(
+                f"{self.name}: image {self.annotations.image_ids[self._images[first]]}: objectness "
+                f"{self._objectness[self._rows[first]]:g} is negative ({len(wrong):,} such boxes) and cannot weigh "
+                "scores: give probabilities, as by a sigmoid, or take a preset that ignores objectness"
+            )
+
+    def check_files(self) -> None:
+        """Look whether the folder can be the right one; a single image that is missing is for whoever opens it.
+
+        Raises:
+            DatasetError: There is no folder of images, or it has none of several.
+        """
+        places = np.unique(self._images).tolist()
+        paths = (self._path(place) for place in places)
+        if places and not any(map(os.path.lexists, paths)) and len(places) > 1:
+            raise DatasetError(
+                f"{self.name}: none of its {len(places):,} images is there, such as {self._path(places[0])}; say from "
+                "which folder on the file names them: read_annotations(…, images='FOLDER')"
+            )
+
     def item(self, index: int) -> Item:
         """The item of box ``index``."""
         annotations, row, place = self.annotations, int(self._rows[index]), int(self._images[index])
@@ -93,10 +134,19 @@ class RegionDataset(Dataset):
         else:
             metadata["objectness"] = float(self._objectness[row])
         name = annotations.path(place) or annotations.file(place)
-        return Item(source=f"{name}{box_suffix(box)}", label=label, metadata=metadata, box_xyxy=box)
+        return Item(
+            source=f"{name}{box_suffix(box)}",
+            label=label,
+            metadata=metadata,
+            box_xyxy=box,
+            image_size=annotations.size(place),
+        )
 
     def _image(self, index: int) -> Path | Image:
-        path = self.annotations.path(int(self._images[index]))
+        return self._path(int(self._images[index]))
+
+    def _path(self, place: int) -> Path:
+        path = self.annotations.path(place)
         if path is None:
             raise DatasetError(
                 f"{self._name}: to open images, say where they are: read_annotations(…, images='FOLDER')"

@@ -231,7 +231,9 @@ class Decode:
             if sample.box_xyxy is None:
                 picture = self._encoder.load(sample.image, longest=self._thumbnail_size)
             else:  # at its full size: how much of it the box is, is not known yet
-                part = Picture.of(load_image(sample.image)).cropped(sample.box_xyxy).whole()
+                image = load_image(sample.image)
+                sample.check_size(image.size)
+                part = Picture.of(image).cropped(sample.box_xyxy).whole()
                 picture = Picture.of(part)
         except ImageError as error:
             return sample, entry, error

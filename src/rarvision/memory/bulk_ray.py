@@ -196,8 +196,8 @@ class _Encode:
             decode = Decode(self._encoder, self._task.thumbnail_size)
             with worker_pool() as pool:
                 given = [
-                    (Sample(source="-", image=image, box_xyxy=box), nothing)
-                    for image, box in map(pickle.loads, batch["image"])
+                    (Sample(source="-", image=image, box_xyxy=box, image_size=image_size), nothing)
+                    for image, box, image_size in map(pickle.loads, batch["image"])
                 ]
                 for place, (_, entry, image) in enumerate(
                     self._encoder.map_ahead(decode, given, pool=pool, size=self._task.batch_size)
@@ -274,7 +274,7 @@ class _Run:
         if not items:
             return
         size = self._task.batch_size
-        given = [pickle.dumps((sample.image, sample.box_xyxy)) for sample, _ in items]
+        given = [pickle.dumps((sample.image, sample.box_xyxy, sample.image_size)) for sample, _ in items]
         rows = [{"number": n, "image": image} for n, image in enumerate(given)]
         blocks = min(_MOST_BLOCKS, math.ceil(len(rows) / size))
         encoded = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(

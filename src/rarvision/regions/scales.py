@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rarvision.errors import OptionError
 from rarvision.regions.rules import SIZE_LIMITS, AdaptiveScale
@@ -42,8 +42,12 @@ def fit_adaptive_scale(
     *,
     scales: Iterable[float] = TABLE_12_SCALES,
     start: AdaptiveScale | None = None,
+    counts: Sequence[int] | None = None,
 ) -> ScaleFit:
     """Find the best scale for each class of size; of equal ones the smallest, which shows more of the object.
+
+    With ``counts``, a class has a scale of its own only where that is better than the best single scale of all by more
+    than one standard error of the difference: on a few hundred objects a flat curve has its best place by chance.
 
     Args:
         accuracy: Called once with each scale: makes the crops of a labelled set at that one scale, recognises them, and
@@ -51,6 +55,8 @@ def fit_adaptive_scale(
             without objects; `accuracy_by_size` computes it. Do not give it the set that is then reported on.
         scales: The grid.
         start: The limits between the classes, and the scales of classes without objects; `AdaptiveScale` by default.
+        counts: Objects of each class, where ``accuracy`` gives shares of right answers; None takes the best scale of
+            each class as it is.
 
     Raises:
         OptionError: The grid is empty or repeats a scale; ``accuracy`` returned another number of values; or one that
@@ -82,10 +88,29 @@ def fit_adaptive_scale(
     if missing.all():
         raise OptionError("no class of size has an object: there is nothing to fit on")
     fitted = tuple(bool(there) for there in ~missing.any(axis=0))
-    best = tuple(
-        grid[int(table[:, number].argmax())] if there else begun.scales[number] for number, there in enumerate(fitted)
-    )
+    places = table.argmax(axis=0) if counts is None else _clearly_best(table, counts, fitted)
+    best = tuple(grid[int(places[number])] if there else begun.scales[number] for number, there in enumerate(fitted))
     return ScaleFit(rule=AdaptiveScale(limits=begun.limits, scales=best), scales=grid, accuracies=table, fitted=fitted)
+
+
+def _clearly_best(
+    table: Float[np.ndarray, "scales classes"], counts: Sequence[int], fitted: Sequence[bool]
+) -> Int[np.ndarray, " classes"]:
+    """The place of each class's scale: the best single one's, unless another is better by a standard error."""
+    objects = np.array(counts, dtype=np.float64)
+    if objects.shape != (table.shape[1],) or (objects[list(fitted)] < 1).any():
+        raise OptionError(f"counts must be the objects of each of the {table.shape[1]} classes, got {list(counts)!r}")
+    shares = np.where(np.array(fitted), table, 0.0)
+    if shares.min() < 0.0 or shares.max() > 1.0:
+        raise OptionError("with counts, accuracy must return shares of right answers, 0 to 1")
+    objects = np.where(np.array(fitted), objects, 0.0)
+    single = int((shares @ objects).argmax())
+    best = shares.argmax(axis=0)
+    columns = np.arange(len(objects))
+    spread = shares * (1.0 - shares) / np.maximum(objects, 1.0)
+    error = np.sqrt(spread[best, columns] + spread[single])
+    places: Int[np.ndarray, " classes"] = np.where(shares[best, columns] - shares[single] > error, best, single)
+    return places
 
 
 def accuracy_by_size(

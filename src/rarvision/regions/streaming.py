@@ -126,6 +126,7 @@ def iter_made(
     *,
     threads: int | None = None,
     ahead: int = _TASKS_AHEAD,
+    together: int = _BOXES_A_TASK,
     overlap: bool = True,
 ) -> Generator[tuple[Sample, _Made | InputError]]:
     """Make something of each sample and its image, in order, in a few threads; `iter_crops` is one use.
@@ -136,6 +137,7 @@ def iter_made(
         make: Called in the threads with a sample's image, which those of one image share, and the sample.
         threads: As of `iter_crops`.
         ahead: Groups of an image's samples that are worked on, or wait for the caller.
+        together: Samples in a group at most.
         overlap: As of `iter_crops`.
 
     Yields:
@@ -146,16 +148,18 @@ def iter_made(
 
     def attempt(scene: Scene, sample: Sample) -> _Made | InputError:
         try:
+            if sample.image_size is not None:
+                sample.check_size(scene.image.size)
             return make(scene, sample)
         except InputError as error:
-            return error
+            return error.with_traceback(None)  # a broken image's is raised once a box, and would grow
 
     def work(task: _Task) -> list[tuple[Sample, _Made | InputError]]:
         scene, group = task
         return [(sample, attempt(scene, sample)) for sample in group]
 
     def stream() -> Generator[tuple[Sample, _Made | InputError]]:
-        tasks = _tasks(samples, rule)
+        tasks = _tasks(samples, rule, together)
         with worker_pool(threads) as pool:
             yield from itertools.chain.from_iterable(
                 ordered_map(work, tasks, pool=pool, ahead=ahead)
@@ -166,23 +170,21 @@ def iter_made(
     return stream()
 
 
-def _tasks(samples: Iterable[Sample], rule: CropRule) -> Iterator[_Task]:
-    scene: Scene | None = None
-    shown: object = None
+def _tasks(samples: Iterable[Sample], rule: CropRule, together: int) -> Iterator[_Task]:
+    scene, shown = None, None
     group: list[Sample] = []
     for sample in samples:
         same = scene is not None and (
             sample.image is shown or (not isinstance(shown, Image.Image) and sample.image == shown)
         )
-        if group and (not same or len(group) == _BOXES_A_TASK):
-            assert scene is not None  # noqa: S101 - a group has one
+        if group and scene is not None and not same:
             yield scene, group
             group = []
-        if not same:
+        if scene is None or not same:
             scene, shown = Scene(sample.image, rule), sample.image
         group.append(sample)
-        if sample.box_xyxy is None:  # nothing to wait for: whoever follows has another image
-            yield scene, group  # type: ignore[misc]  # there is one
+        if len(group) == together or sample.box_xyxy is None:  # whole images do not wait for whoever follows
+            yield scene, group
             group = []
     if group and scene is not None:
         yield scene, group

@@ -116,4 +116,5 @@ def picture_of(dataset: Dataset, index: int) -> Image:
     image = load_image(sample.image)
     if sample.box_xyxy is None:
         return image
+    sample.check_size(image.size)
     return Picture.of(image).cropped(sample.box_xyxy).whole()
