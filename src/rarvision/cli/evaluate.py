@@ -28,11 +28,14 @@ def evaluate(
     dataset: Annotated[
         Path,
         typer.Argument(
-            metavar="DATASET", help="A folder with a subfolder a category, or a CSV or JSONL file of images and labels."
+            metavar="DATASET",
+            help="A folder with a subfolder a category, a CSV or JSONL file of images and labels, a table of the "
+            "datasets library, or a public benchmark such as flowers102:test.",
         ),
     ],
     *,
     path: PathOptions,
+    data_root: options.DataRootOption = None,
     audit_order: options.AuditOrderOption = None,
     audit_seed: options.AuditSeedOption = 0,
     output: options.OutputOption = None,
@@ -56,6 +59,7 @@ def evaluate(
       rarvision evaluate test.csv -m pets.memory -r http://localhost:8000/v1 --strategy generate --output run.jsonl
       rarvision evaluate test/ -m pets.memory --retrieval image --aggregate nearest --json    # the paper's CLIP+kNN
       rarvision evaluate test/ -m pets.memory -r llava-hf/llava-1.5-7b-hf -s choice --audit-order 20
+      rarvision evaluate oxford_pets:test -m pets.memory --data-root ~/data
       rarvision evaluate test/ -m pets.memory -r llava-hf/llava-1.5-7b-hf -s choice --debias bias.json --permutations 2
 
     With --audit-order N the report says instead how the answers depend on the order in which the candidates are shown:
@@ -85,7 +89,7 @@ def evaluate(
 
     models.set_max_pixels(path.max_pixels)
     _check_audit(audit_order, audit_seed, path, plot)
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, data_root=data_root)
     if isinstance(opened, NameList):
         raise DatasetError(f"{dataset}: holds names only; evaluation needs images with labels")
     with (

@@ -46,8 +46,8 @@ class Dataset(abc.ABC):
         """Source, label and metadata of each sample, in a fixed order; opens no image."""
 
     @abc.abstractmethod
-    def _image(self, index: int) -> Path | Image:
-        """The image of sample ``index`` (0 to ``len(self) - 1``): a path, or a decoded RGB image."""
+    def _image(self, index: int) -> Path | bytes | Image:
+        """The image of sample ``index`` (0 to ``len(self) - 1``): a path, a file's bytes, or a decoded RGB image."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -166,5 +166,5 @@ class Subset(Dataset):
         """The chosen items."""
         return self._items
 
-    def _image(self, index: int) -> Path | Image:
+    def _image(self, index: int) -> Path | bytes | Image:
         return self.parent[self.indices[index]].image
