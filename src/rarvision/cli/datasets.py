@@ -137,7 +137,9 @@ def check(
     asked = [Reference.of(name) for name in names]
     wrong = False
     for reference in asked:
-        with progress(f"Opening {reference}", total=None, quiet=quiet) as bar:
+        counts = reference.benchmark.counts().get(reference.way, {})
+        total = sum(counts[split] or 0 for split in reference.splits or counts)
+        with progress(f"Opening {reference}", total=total or None, quiet=quiet) as bar:
             found = check_benchmark(reference, data_root, quick=quick, progress=lambda done, _total: bar.to(done))
         wrong = wrong or not found.ok
         if json:

@@ -287,7 +287,11 @@ def _check_files(asked: Reference, split: str, listing: Listing, there: _Disk, f
             missing,
         )
     if empty:
-        found.add("empty", f"{split}: {len(empty):,} files of images are empty (0 bytes); fetch them again", empty)
+        found.add(
+            "empty",
+            f"{split}: {len(empty):,} of {len(sizes):,} images are empty files (0 bytes); fetch them again",
+            empty,
+        )
     return {*missing, *empty}
 
 
