@@ -275,3 +275,21 @@ def test_benchmarks_by_name_where_a_dataset_is_asked(run, birds, tmp_path):
     run("memory", "add", memory, "cub200:test", env={"RARVISION_DATA_ROOT": str(birds)})
     assert "say which split" in run("memory", "add", memory, "cub200", "--data-root", birds, code=2).stderr
     assert "--data-root" in run("evaluate", "cub200:test", "-m", memory, code=2).stderr
+
+
+def test_tuning_examples_of_a_benchmark(run, tmp_path):
+    """The paper tunes on the training images of FGVC-Aircraft."""
+    folder = tmp_path / "fgvc_aircraft"
+    names = [f"variant {n}" for n in range(6)]
+    write(folder / "variants.txt", *names)
+    rows = [f"{n:07d} {names[n % 6]}" for n in range(24)]
+    write(folder / "images_variant_train.txt", *rows)
+    write(folder / "images_variant_test.txt", *(f"{n:07d} {names[n % 6]}" for n in range(24, 30)))
+    images(folder / "images", [f"{n:07d}.jpg" for n in range(30)])
+    where = {"env": {"RARVISION_DATA_ROOT": str(tmp_path)}}
+    told = run("tune", "data", "fgvc_aircraft:train", "-e", "x", "-o", tmp_path / "t.jsonl", "--json", **where)
+    assert json.loads(told.stdout)["images"] == 24
+    check = ("tune", "check", "--tuning", tmp_path / "t.jsonl", "--test", "fgvc_aircraft:test", "--shared-categories")
+    report = json.loads(run(*check, "--json", **where, code=1).stdout)  # images of one colour look alike
+    assert report["images"]["test"] == 6
+    assert report["overlaps"][0]["exact"] == 0

@@ -89,7 +89,7 @@ def info(
     \b
     --json prints one object: name, title, about, task, classes, images, default (the splits a name without @ means),
       splits (images by split, by splits), splits_about, templates, licence, homepage, download, size, folders, layout,
-      hub, citation, cautions
+      hub, citation, cautions, tried
     """
     from rarvision.datasets import benchmark
 
@@ -173,6 +173,7 @@ def _lines(known: Benchmark) -> list[str]:
     lines += ["", "  files"] + [f"    {line}" for line in known.download]
     lines += ["", f"  layout (the folder may be called {', '.join(known.folders)})"]
     lines += [f"    {line}" for line in known.tree.splitlines()]
+    lines += ["", f"  tried on: {known.tried}"]
     if known.cautions:
         lines += ["", "  mind"] + [f"    {line}" for line in known.cautions]
     return lines

@@ -91,6 +91,7 @@ stanford_cars/
   devkit/cars_meta.mat  devkit/cars_train_annos.mat  cars_test_annos_withlabels.mat   # for @official""",
         citation="Krause et al., 3D Object Representations for Fine-Grained Categorization, 3dRR, 2013",
         table=Table(repository="tanganke/stanford_cars", counts={"train": 8_144, "test": 8_041}, rename=year_first),
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="stanford_dogs",
@@ -165,6 +166,7 @@ oxford_flowers/
             rename=spaces,
         ),
         cautions=("test is 2,463 images with CoOp's splits and 6,149 with the official ones: say which",),
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="oxford_pets",
@@ -208,6 +210,7 @@ oxford_pets/
   annotations/trainval.txt  annotations/test.txt   # for @official""",
         citation="Parkhi et al., Cats and Dogs, CVPR, 2012",
         table=Table(repository="timm/oxford-iiit-pet", counts={"train": 3_680, "test": 3_669}, rename=lower),
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="fgvc_aircraft",
@@ -282,5 +285,6 @@ food-101/
   meta/train.txt  meta/test.txt   # for @official""",
         citation="Bossard et al., Food-101: Mining Discriminative Components with Random Forests, ECCV, 2014",
         table=Table(repository="ethz/food101", counts={"train": 75_750, "validation": 25_250}, rename=spaces),
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
 )

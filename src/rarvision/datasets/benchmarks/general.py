@@ -84,6 +84,7 @@ imagenet/
         cautions=(
             "CLIP's list names two classes missile and two sunglasses; here they are told apart, elsewhere often not",
         ),
+        tried="the real list of names, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="caltech101",
@@ -126,6 +127,7 @@ caltech-101/
         citation="Fei-Fei et al., Learning Generative Visual Models from Few Training Examples, CVPRW, 2004",
         table=Table(repository="flwrlabs/caltech101", counts={"train": 8_677}, rename=_object),
         cautions=("CoOp's splits have 100 classes: Faces_easy is left out, beside BACKGROUND_Google",),
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="raf_db",
@@ -203,6 +205,7 @@ sun397/
         citation="Xiao et al., SUN Database: Large-scale Scene Recognition from Abbey to Zoo, CVPR, 2010",
         table=Table(repository="tanganke/sun397", counts={"train": None, "test": None}, rename=reversed_path),
         cautions=("splits use 50 images a class for training and 50 for testing of the 108,754",),
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="eurosat",
@@ -244,6 +247,7 @@ eurosat/
         citation="Helber et al., EuroSAT: A Novel Dataset and Deep Learning Benchmark for Land Use and Land Cover "
         "Classification, JSTARS, 2019",
         table=Table(repository="tanganke/eurosat", counts={"train": None, "test": None}, rename=_land),
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="dtd",
@@ -288,6 +292,7 @@ dtd/
   labels/train1.txt  labels/val1.txt  labels/test1.txt  …   # for @official""",
         citation="Cimpoi et al., Describing Textures in the Wild, CVPR, 2014",
         table=Table(repository="tanganke/dtd", counts={"train": None, "test": None}, rename=spaces),
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="ucf101",
@@ -335,6 +340,7 @@ ucf101/
   UCF-101-midframes/Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg
   ucfTrainTestlist/classInd.txt  trainlist01.txt  testlist01.txt  …   # for @official""",
         citation="Soomro et al., UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild, 2012",
+        tried="CoOp's real splits, as CSV; else miniatures laid out as described",
     ),
     Benchmark(
         name="lvis",
@@ -356,6 +362,7 @@ lvis/
   train2017/000000391895.jpg  val2017/…""",
         citation="Gupta et al., LVIS: A Dataset for Large Vocabulary Instance Segmentation, CVPR, 2019",
         cautions=("its validation images lie in COCO's train2017 and val2017",),
+        tried="nothing: there is no reader of it here",
     ),
     Benchmark(
         name="v3det",
@@ -374,5 +381,6 @@ V3Det/
   annotations/v3det_2023_v1_train.json  annotations/v3det_2023_v1_val.json
   images/n07745046/21_371_29405651261_633d076053_c.jpg""",
         citation="Wang et al., V3Det: Vast Vocabulary Visual Detection Dataset, ICCV, 2023",
+        tried="nothing: there is no reader of it here",
     ),
 )

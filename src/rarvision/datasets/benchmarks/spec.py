@@ -95,6 +95,7 @@ class Benchmark:
         table: Its copy on the hub, if one is known.
         renamed: Names, by key, of classes whose own name another class has as well.
         cautions: What to know before figures are compared.
+        tried: What the readers have been tried on.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Benchmark:
     table: Table | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     cautions: tuple[str, ...] = ()
+    tried: str = "miniatures laid out as described; no real files"
 
     def counts(self) -> dict[str, dict[str, int | None]]:
         """Images a split, for each way of dividing it."""
@@ -144,6 +146,7 @@ class Benchmark:
             "hub": None if self.table is None else self.table.repository,
             "citation": self.citation,
             "cautions": list(self.cautions),
+            "tried": self.tried,
         }
 
 
