@@ -245,6 +245,16 @@ def test_info_of_nothing(run):
     assert "did you mean flowers102?" in run("datasets", "info", "flower", code=2).stderr
 
 
+def test_names(run, tmp_path):
+    BUILDERS["imagenet"](tmp_path)
+    told = run("datasets", "names", "imagenet", "--data-root", tmp_path)
+    assert told.stdout.splitlines() == ["tench", "missile", "projectile"]
+    assert told.stderr.startswith("note: 2 classes are named 'missile'")
+    (tmp_path / "names.txt").write_text(told.stdout)
+    assert "3 categories" in run("memory", "create", tmp_path / "m", tmp_path / "names.txt").stdout
+    assert "boxes" in run("datasets", "names", "lvis", "--data-root", tmp_path, code=2).stderr
+
+
 def test_check_exits_with_1_where_something_is_wrong(run, birds):
     (birds / "CUB_200_2011" / "images" / "001.Black_footed_Albatross" / "A_1.jpg").unlink()
     text = run("datasets", "check", "cub200", "--data-root", birds, "--quick", code=1).stdout

@@ -12,7 +12,7 @@ from rarvision.datasets import BENCHMARKS, BenchmarkDataset, NameList, benchmark
 from rarvision.datasets.benchmarks import Listing, Reference, names_benchmark
 from rarvision.datasets.benchmarks.flowers import FLOWER_NAMES
 from rarvision.datasets.benchmarks.layouts import EMOTIONS
-from rarvision.datasets.benchmarks.names import camel_case, distinct, reversed_path, year_first
+from rarvision.datasets.benchmarks.names import camel_case, distinct, reversed_path, without_number, year_first
 from rarvision.errors import DatasetError, MissingExtraError, OptionError
 from rarvision.images import load_image
 from rarvision.testing import check_dataset
@@ -317,7 +317,7 @@ def test_references(text, full):
         ("flowers102@mine:test", r"no splits 'mine'; it has coop, official, hub"),
         ("flowers102:test+test", "a split is named twice"),
         ("flowers102:", "expected NAME, NAME:SPLIT"),
-        ("lvis:val", r"lvis@official: no split 'val'; it has none"),
+        ("lvis:val", "lvis is a benchmark of boxes: it has no splits of labelled images"),
     ],
 )
 def test_references_that_are_none(text, message):
@@ -486,3 +486,14 @@ def test_the_names_of_imagenet_are_told_apart(data_dir, tmp_path):
     assert len(val.class_names) == len({name.casefold() for name in val.class_names}) == 1_000
     assert len(val.notes) == 2
     assert [label for _, label in rows(val)] == ["missile", "projectile", "sunglass", "sunglasses"]
+
+
+@pytest.mark.data
+def test_the_authors_names_of_birds(data_dir):
+    """The folders in the authors' memory of birds are those of CUB; cleaned, they are the authors' class names."""
+    folder = data_dir / "rar-memory" / "cub200"
+    paths = (
+        line.split("images_discovery_all_3/")[1] for line in (folder / "cub200_database.txt").read_text().splitlines()
+    )
+    names = dict.fromkeys(without_number(path.split("/")[0]) for path in paths)
+    assert list(names) == (folder / "classnames.txt").read_text().splitlines()

@@ -190,6 +190,18 @@ def test_saved_to_disk(library, tmp_path):
         open_dataset(f"{tmp_path / 'two'}:val")
 
 
+def test_a_table_on_the_command_line(library, run, tmp_path):
+    table(library, labels=("red", "green", "red"), names=("red", "green")).save_to_disk(tmp_path / "train")
+    damaged = {"image": [{"bytes": png(20), "path": None}, {"bytes": b"none", "path": None}], "label": [0, 1]}
+    features = library.Features({"image": library.Image(), "label": library.ClassLabel(names=["red", "green"])})
+    library.Dataset.from_dict(damaged, features=features).save_to_disk(tmp_path / "test")
+    memory = tmp_path / "m"
+    assert "added 3," in run("memory", "create", memory, tmp_path / "train").stdout
+    report = json.loads(run("evaluate", tmp_path / "test", "-m", memory, "--json", code=1).stdout)
+    assert (report["n"], report["failures"]) == (2, 1)  # the row that cannot be read fails alone
+    assert "failed 1" in run("memory", "add", memory, tmp_path / "test", code=1).stdout
+
+
 def test_parquet(library, tmp_path):
     (tmp_path / "data").mkdir()
     table(library).to_parquet(tmp_path / "data" / "train-00000-of-00002.parquet")

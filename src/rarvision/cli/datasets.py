@@ -17,7 +17,7 @@ __all__ = ["app"]
 SOME_FAILED = 1
 
 app = typer.Typer(
-    short_help="The public benchmarks: list, describe, check.",
+    short_help="The public benchmarks: list, describe, name, check.",
     help="""
 The public benchmarks that the paper measures on: what they are, how they lie on disk, whether they are complete there.
 
@@ -28,6 +28,7 @@ takes a dataset, a name such as flowers102:test serves as well.
 Examples:
   rarvision datasets list
   rarvision datasets info flowers102
+  rarvision datasets names flowers102 --data-root ~/data
   rarvision datasets check flowers102 --data-root ~/data
   rarvision evaluate flowers102:test --memory flowers.memory --data-root ~/data
 
@@ -99,6 +100,29 @@ def info(
         return
     for line in _lines(known):
         show(line)
+
+
+@app.command("names")
+def class_names(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a benchmark, or NAME@SPLITS.")],
+    *,
+    data_root: options.DataRootOption = None,
+) -> None:
+    """Print the names of a benchmark's classes, one a line, in its own order: a vocabulary for a memory of names.
+
+    \b
+    Example:
+      rarvision datasets names imagenet --data-root ~/data > imagenet.txt
+      rarvision memory create imagenet.memory imagenet.txt --template "a photo of a {}."
+    """
+    from rarvision.cli.output import say
+    from rarvision.datasets.benchmarks import Reference, class_names
+
+    names, notes = class_names(Reference.of(name), data_root)
+    for note in notes:
+        say(f"note: {note}")
+    for each in names:
+        show(each)
 
 
 @app.command()

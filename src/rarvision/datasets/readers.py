@@ -30,7 +30,8 @@ class ImageFolder(Dataset):
         rename: Turns a folder's name into the category's name, for example ``lambda name: name.replace("_", " ")``.
 
     Raises:
-        DatasetError: There is no such folder, it holds no images, or images lie outside a category's folder.
+        DatasetError: There is no such folder, it holds no images, images lie outside a category's folder, or ``rename``
+            gives two folders one name.
     """
 
     def __init__(self, root: str | Path, *, rename: Callable[[str], str] | None = None) -> None:
@@ -39,6 +40,7 @@ class ImageFolder(Dataset):
             raise DatasetError(missing(self.root, "folder"))
         self._paths: list[Path] = []
         items: list[Item] = []
+        folders: dict[str, str] = {}
         for path in iter_image_paths([self.root]):
             if path == self.root:
                 raise DatasetError(f"{self.root}: no images in it; expected {self.root}/CATEGORY/IMAGE.jpg")
@@ -51,6 +53,9 @@ class ImageFolder(Dataset):
             label = rename(parts[0]) if rename else parts[0]
             if not label.strip():
                 raise DatasetError(f"{path.parent}: the category's name is blank")
+            other = folders.setdefault(label, parts[0])
+            if other != parts[0]:
+                raise DatasetError(f"{self.root}: the folders {other!r} and {parts[0]!r} are both named {label!r}")
             self._paths.append(path)
             items.append(Item(source=str(path), label=label))
         self._items = tuple(items)

@@ -9,6 +9,7 @@ from rarvision.datasets.benchmarks.opening import (
     BenchmarkDataset,
     Reference,
     benchmark,
+    class_names,
     names_benchmark,
     open_benchmark,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Table",
     "benchmark",
     "check_benchmark",
+    "class_names",
     "names_benchmark",
     "open_benchmark",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "BenchmarkDataset",
     "Reference",
     "benchmark",
+    "class_names",
     "data_folder",
     "data_root",
     "names_benchmark",
@@ -72,14 +74,14 @@ class Reference:
         known = benchmark(match["name"])
         way = match["way"] or known.default
         counts = known.counts()
+        if known.task != "classification" and (match["way"] or match["splits"]):
+            raise OptionError(f"{known.name} is a benchmark of boxes: it has no splits of labelled images here")
         if known.task == "classification" and way not in counts:
             raise OptionError(f"{known.name}: no splits {way!r}; it has {', '.join(counts)}")
         splits = tuple(match["splits"].split("+")) if match["splits"] else ()
         for split in splits:
             if split not in counts.get(way, {}):
-                raise OptionError(
-                    f"{known.name}@{way}: no split {split!r}; it has {', '.join(counts.get(way, {})) or 'none'}"
-                )
+                raise OptionError(f"{known.name}@{way}: no split {split!r}; it has {', '.join(counts[way])}")
         if len(set(splits)) < len(splits):
             raise OptionError(f"{text}: a split is named twice")
         return cls(benchmark=known, way=way, splits=splits)
@@ -220,16 +222,15 @@ class BenchmarkDataset(Dataset):
             names |= listing.names
         if not rows:
             raise DatasetError(f"{self.folder}: the lists of {self.reference} name no images; fetch them again")
-        twice = _first_twice(path for path, _ in rows)
-        if twice is not None:
+        if len({path for path, _ in rows}) < len(rows):
+            twice = Counter(path for path, _ in rows).most_common(1)[0][0]
             raise DatasetError(f"{self.folder}: {twice} is listed twice in {self.reference}")
         names, self.notes = distinct(names, known.renamed)
         self.class_names = tuple(names.values())
         metadata = {"dataset": str(self.reference)}
-        start = str(self.folder)
+        start = f"{self.folder}{os.sep}"  # a million paths: not joined one by one
         self._items = tuple(
-            Item(source=os.path.join(start, *path.split("/")), label=names[key], metadata=metadata)  # noqa: PTH118
-            for path, key in rows
+            Item(source=start + path.replace("/", os.sep), label=names[key], metadata=metadata) for path, key in rows
         )
 
     @property
@@ -282,6 +283,31 @@ def open_benchmark(reference: Reference | str, root: str | Path | None = None) -
     return HubDataset(table, name=str(asked), label_column=asked.table.label_column, rename=rename.__getitem__)
 
 
+def class_names(asked: Reference, root: str | Path | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of all classes of a benchmark, in its own order, and what was done to names that two classes have.
+
+    Args:
+        asked: Its splits may be left out.
+        root: As of `open_benchmark`.
+
+    Raises:
+        OptionError: It is a benchmark of boxes.
+        DatasetError: As of `open_benchmark`; the names stand in its files.
+    """
+    known, folder = asked.benchmark, data_root(root)
+    if known.task != "classification":
+        raise OptionError(f"{known.name} is a benchmark of boxes; there is no reader of its names here")
+    splits = asked.splits or tuple(known.counts()[asked.way])
+    if asked.table is not None:
+        return tuple(table_names(asked, load_table(table_folder(known, folder), splits[0])).values()), ()
+    names: dict[str, str] = {}
+    place = data_folder(known, asked.division, folder)
+    for split in splits:
+        names |= asked.division.read(place, split).names
+    told_apart, notes = distinct(names, known.renamed)
+    return tuple(told_apart.values()), notes
+
+
 def table_names(asked: Reference, table: object) -> Mapping[str, str]:
     """The categories' names by the names of classes in a copy from the hub.
 
@@ -309,12 +335,3 @@ def _which_split(asked: Reference) -> str:
     splits = ", ".join(asked.benchmark.counts().get(asked.way, {}))
     hint = " one of" if asked.table is not None else ""
     return f"{asked}: say{hint} which split, as {asked}:SPLIT; it has {splits}"
-
-
-def _first_twice(paths: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    for path in paths:
-        if path in seen:
-            return path
-        seen.add(path)
-    return None
