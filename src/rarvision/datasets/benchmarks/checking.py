@@ -271,8 +271,10 @@ class _Disk:
         try:
             with os.scandir(place) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        except OSError:  # no such folder: all its files are missing, which is what is told
+        except (FileNotFoundError, NotADirectoryError):  # all its files are missing, which is what is told
             return {}
+        except OSError as error:
+            raise DatasetError(f"{place}: cannot be listed: {error.strerror or error}") from error
 
 
 def _check_files(asked: Reference, split: str, listing: Listing, there: _Disk, found: _Found) -> set[str]:

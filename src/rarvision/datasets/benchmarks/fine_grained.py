@@ -45,6 +45,7 @@ CUB_200_2011/
             counts={"train": 5_994, "test": 5_794},
             rename=without_number,
         ),
+        tried="the real names of its folders; else miniatures laid out as described",
     ),
     Benchmark(
         name="stanford_cars",

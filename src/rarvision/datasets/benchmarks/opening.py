@@ -156,11 +156,9 @@ def data_folder(known: Benchmark, division: Splits, root: Path) -> Path:
         )
     listed = [each for each in there if all(first_of(each, file).exists() for file in division.files)]
     full = [each for each in listed if all(first_of(each, images).is_dir() for images in division.images)]
-    distinct_full = list({each.resolve(): each for each in full}.values())
-    if len(distinct_full) > 1:
-        raise DatasetError(
-            f"{known.title} is there twice: {', '.join(map(str, distinct_full))}; move or rename all but one"
-        )
+    several = _different(full)
+    if len(several) > 1:
+        raise DatasetError(f"{known.title} is there twice: {', '.join(map(str, several))}; move or rename all but one")
     return (full or listed or there)[0]
 
 
@@ -171,15 +169,20 @@ def table_folder(known: Benchmark, root: Path) -> Path:
         DatasetError: There is none, or there are several.
     """
     names = (f"{known.name}-hub", *known.folders)
-    there = {(root / name).resolve(): root / name for name in names if is_table(root / name)}
+    there = _different([root / name for name in names if is_table(root / name)])
     if len(there) != 1:
-        found = "; it is there twice: " + ", ".join(map(str, there.values())) if there else ""
+        found = "; it is there twice: " + ", ".join(map(str, there)) if there else ""
         repository = known.table.repository if known.table else "…"
         raise DatasetError(
             f"{root}: expected one copy of {known.title} from the hub, as {root / names[0]}{found}; fetch it with "
             f"`hf download --repo-type dataset {repository} --local-dir {root / names[0]}`"
         )
-    return next(iter(there.values()))
+    return there[0]
+
+
+def _different(folders: Sequence[Path]) -> list[Path]:
+    """Without links to one another, and without names that differ in case only where that is one folder."""
+    return list({(each.stat().st_dev, each.stat().st_ino): each for each in reversed(folders)}.values())[::-1]
 
 
 @final
