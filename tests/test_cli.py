@@ -108,6 +108,7 @@ def test_the_commands_are_those_promised():
         "memory import", "memory evaluate", "memory search", "memory rename", "memory merge", "memory move",
         "memory copy", "memory export", "memory verify", "memory compact", "memory reencode", "memory tune-index",
         "memory migrate", "tune data", "tune check", "tune convert", "tune train", "tune merge",
+        "datasets list", "datasets info", "datasets names", "datasets check",
     }  # fmt: skip
 
 

@@ -49,7 +49,8 @@ class Sample:
 
     Attributes:
         source: Where it comes from (a path, a URL, or a stable name such as ``fieldguide:birds/…``); unique in a set.
-        image: A path, or a decoded PIL image; opened late, by `rarvision.images.load_image`.
+        image: A path, the bytes of an image file, or a decoded PIL image; opened late, by
+            `rarvision.images.load_image`.
         label: The category's name, or None where unknown.
         metadata: Anything else, JSON values only.
         box_xyxy: The part of the image that is meant, see `Box`; what lies outside the image is cut off. None for all
@@ -59,7 +60,7 @@ class Sample:
     """
 
     source: str
-    image: Path | Image
+    image: Path | bytes | Image
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     box_xyxy: Box | None = None

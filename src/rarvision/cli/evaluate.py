@@ -28,12 +28,15 @@ def evaluate(
     dataset: Annotated[
         Path,
         typer.Argument(
-            metavar="DATASET", help="A folder with a subfolder a category, or a CSV or JSONL file of images and labels."
+            metavar="DATASET",
+            help="A folder with a subfolder a category, a CSV or JSONL file of images and labels, a table of the "
+            "datasets library, or a public benchmark such as flowers102:test.",
         ),
     ],
     *,
     path: PathOptions,
     name_encoder: options.NameEncoderOption = "spelling",
+    data_root: options.DataRootOption = None,
     audit_order: options.AuditOrderOption = None,
     audit_seed: options.AuditSeedOption = 0,
     output: options.OutputOption = None,
@@ -59,6 +62,7 @@ def evaluate(
       rarvision evaluate test/ -m pets.memory --taxonomy breeds.csv --sure 0.95
       rarvision evaluate test/ -m guessed.memory --name-encoder sentence-transformers/all-mpnet-base-v2
       rarvision evaluate test/ -m pets.memory -r llava-hf/llava-1.5-7b-hf -s choice --audit-order 20
+      rarvision evaluate oxford_pets:test -m pets.memory --data-root ~/data
       rarvision evaluate test/ -m pets.memory -r llava-hf/llava-1.5-7b-hf -s choice --debias bias.json --permutations 2
 
     With --audit-order N the report says instead how the answers depend on the order in which the candidates are shown:
@@ -98,7 +102,7 @@ def evaluate(
     _check_audit(audit_order, audit_seed, path, plot)
     if audit_order is not None and (name_encoder != "spelling" or path.taxonomy is not None):
         raise OptionError("--name-encoder and --taxonomy do not go with --audit-order, which reports the order alone")
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, data_root=data_root)
     if isinstance(opened, NameList):
         raise DatasetError(f"{dataset}: holds names only; evaluation needs images with labels")
     with (

@@ -20,6 +20,7 @@ __all__ = [
     "CalibrationOption",
     "ConstrainedOption",
     "CsvOption",
+    "DataRootOption",
     "DebiasOption",
     "DescriptionsOption",
     "DeviceOption",
@@ -403,6 +404,16 @@ MaxPixelsOption = Annotated[
     ),
 ]
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write a CSV table.")]
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        envvar="RARVISION_DATA_ROOT",
+        metavar="DIR",
+        help="The folder of all public benchmarks, for names such as flowers102:test (`rarvision datasets list`).",
+        show_default=False,
+    ),
+]
 NullOption = Annotated[
     bool, typer.Option("--null", "-0", help="The list on standard input is separated by NUL, not by lines.")
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rarvision.datasets.readers import csv_rows, read_text
+from rarvision.datasets.files import csv_rows, read_text
 from rarvision.errors import DatasetError, InputError
 from rarvision.taxonomy import Taxonomy
 
