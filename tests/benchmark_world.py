@@ -336,5 +336,4 @@ BUILDERS: dict[str, Callable[[Path], dict[str, list[tuple[str, str]]]]] = {
 """Each builds a benchmark below a folder, and tells what is to be read: (path, label) by `SPLITS/SPLIT`, `official`
 where only a split is named."""
 
-MATLAB = {"stanford_cars", "stanford_dogs", "flowers102"}
 """Those whose official lists need scipy."""
