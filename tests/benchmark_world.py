@@ -335,5 +335,3 @@ BUILDERS: dict[str, Callable[[Path], dict[str, list[tuple[str, str]]]]] = {
 }
 """Each builds a benchmark below a folder, and tells what is to be read: (path, label) by `SPLITS/SPLIT`, `official`
 where only a split is named."""
-
-"""Those whose official lists need scipy."""
