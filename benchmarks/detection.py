@@ -75,7 +75,7 @@ def official(truth: Path, results: Path) -> dict[str, float]:
         warnings.simplefilter("ignore")
         from lvis import LVIS, LVISEval
 
-        logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger("lvis").setLevel(logging.ERROR)
         measured = LVISEval(LVIS(str(truth)), str(results), "bbox")
         measured.run()
     return {name: float(value) for name, value in measured.results.items()}
