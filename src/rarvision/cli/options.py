@@ -92,6 +92,7 @@ class RetrievalSource(StrEnum):
     FUSED = "fused"
     IMAGE = "image"
     TEXT = "text"
+    NONE = "none"
 
 
 class Aggregate(StrEnum):
@@ -328,7 +329,11 @@ UnknownOption = Annotated[
 ]
 RetrievalSourceOption = Annotated[
     RetrievalSource,
-    typer.Option("--retrieval", help="Search the memory's images, its names, or both as far as it holds both."),
+    typer.Option(
+        "--retrieval",
+        help="Search the memory's images, its names, or both as far as it holds both. none shows the ranker every "
+        "category, sorted by name, which --k must allow: an MLLM alone.",
+    ),
 ]
 AggregateOption = Annotated[
     Aggregate,

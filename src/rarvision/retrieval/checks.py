@@ -10,7 +10,7 @@ from rarvision.retrieval.statistics import Hubness
 
 __all__ = ["Aggregate", "Source", "at_least_one", "check_retrieval", "one_of", "share"]
 
-Source = Literal["fused", "image", "text"]
+Source = Literal["fused", "image", "text", "none"]
 Aggregate = Literal["blend", "nearest", "sum", "vote", "weighted", "tip", "prototype"]
 
 
@@ -49,6 +49,8 @@ def check_retrieval(
     one_of("hubness", hubness, get_args(Hubness))
     at_least_one("k", k)
     at_least_one("neighbours", 1 if neighbours is None else neighbours)
+    if source == "none" and (hubness != "none" or aggregate != default_aggregate or not distinct):
+        raise OptionError("source='none' scores nothing: leave aggregate, hubness and distinct as they are")
     if hubness != "none" and source != "text" and aggregate in shares:
         raise OptionError(
             f"hubness={hubness!r} corrects cosines, and {aggregate!r} gives none; choose aggregate='blend', "

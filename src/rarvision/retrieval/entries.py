@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
+from rarvision.errors import MemoryEmptyError, OptionError
 from rarvision.memory import Hits, Memory
-from rarvision.types import Modality
+from rarvision.types import Candidate, Modality
 
-__all__ = ["exemplar_ids"]
+__all__ = ["every_category", "exemplar_ids"]
 
 _EXEMPLARS = 16
 
@@ -39,3 +40,24 @@ def exemplar_ids(
             if code not in spare and len(entries := ids[of == code][:_EXEMPLARS]):
                 spare[code] = tuple(entries.tolist())
     return [spare | of_row for of_row in found]
+
+
+def every_category(memory: Memory, k: int) -> list[Candidate]:
+    """All categories in the order of their names, all as near as one another: what is shown without retrieval.
+
+    Raises:
+        MemoryEmptyError: There are none.
+        OptionError: ``k`` is less than there are: which of them would be arbitrary.
+    """
+    names = sorted(memory.categories())
+    if not names:
+        raise MemoryEmptyError("the memory holds nothing; add images or names first")
+    if k < len(names):
+        raise OptionError(f"source='none' shows every category: k must be at least {len(names):,}, got {k:,}")
+    known = {name: code for code, name in memory.category_names().items()}
+    chosen = np.array([[known[name] for name in names]])
+    (entries,) = exemplar_ids(memory, None, chosen, ("image", "text"))
+    return [
+        Candidate(category=name, similarity=0.0, exemplars=entries.get(code, ()))
+        for name, code in zip(names, chosen[0].tolist(), strict=True)
+    ]

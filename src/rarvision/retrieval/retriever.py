@@ -13,7 +13,7 @@ from rarvision.index import top_k
 from rarvision.memory import Hits, Memory
 from rarvision.retrieval.aggregating import aggregated
 from rarvision.retrieval.checks import Aggregate, Source, check_retrieval, share
-from rarvision.retrieval.entries import exemplar_ids
+from rarvision.retrieval.entries import every_category, exemplar_ids
 from rarvision.retrieval.leaving_out import Held, dropped
 from rarvision.retrieval.statistics import (
     DEFAULT_TEXT_WEIGHT,
@@ -64,7 +64,8 @@ class Retriever:
     Args:
         memory: What is searched.
         k: Candidates to propose.
-        source: ``image``, ``text``, or ``fused``: both, as far as the memory holds both.
+        source: ``image``, ``text``, or ``fused``: both, as far as the memory holds both. ``none`` proposes all
+            categories, sorted by name: an MLLM without retrieval, as in Tables 7 and 13.
         aggregate: How images make an image score; ``nearest`` where ``distinct=False``, which goes with no other (the
             default gives way).
         neighbours: Nearest images that all aggregates but ``prototype`` look at; by default 20 for ``vote``,
@@ -155,6 +156,8 @@ class Retriever:
             MemoryEmptyError: Nothing of this source to search.
             OptionError: Vectors of the wrong shape, or not finite.
         """
+        if self.source == "none":
+            return [every_category(self.memory, self.k)] * len(vectors)
         if not self.distinct:
             return self._entries(vectors, "text" if self.source == "text" else "image")
         return [candidates for found, _ in self._blocks(vectors) for candidates in found]
@@ -202,6 +205,8 @@ class Retriever:
 
     def _categories(self) -> tuple[Int[np.ndarray, " c"], tuple[Modality, ...]]:
         """Codes of the categories within reach, ascending, and the modalities to ask."""
+        if self.source == "none":
+            raise OptionError("source='none' scores nothing; choose 'fused', 'image' or 'text'")
         wanted: tuple[Modality, ...] = ("image", "text") if self.source == "fused" else (self.source,)
         filled = tuple(modality for modality in wanted if self.memory.count(modality))
         if not filled:
