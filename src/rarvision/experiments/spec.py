@@ -91,15 +91,16 @@ class Claim:
     Attributes:
         text: The statement.
         kind: ``gain``: row ``first`` is better than row ``second``; ``rises``, ``falls``: the metric of row ``first``
-            does so along the axis; ``flat``: it changes along the axis by less than ``margin``.
+            does so along the axis; ``flat``: it changes along the axis by no more than ``margin``; ``alike``: rows
+            ``first`` and ``second`` differ by no more than that.
         first: A row's key.
         second: Another's.
         metric: A metric's key; for ``rises`` without an axis, several metrics joined by ``,`` in order.
-        margin: For ``flat``, a share.
+        margin: For ``flat`` and ``alike``, a share.
     """
 
     text: str
-    kind: Literal["gain", "rises", "falls", "flat"]
+    kind: Literal["gain", "rises", "falls", "flat", "alike"]
     first: str
     second: str = ""
     metric: str = "top1"

@@ -1,0 +1,346 @@
+"""How a cell is carried out, by the kind of its experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from rarvision.errors import ContextLengthError, OptionError
+from rarvision.evaluate import Report, evaluate
+from rarvision.experiments.lab import Cell, Lab
+from rarvision.experiments.methods import METHODS, Method, crop_rule
+from rarvision.experiments.outcomes import Outcome
+from rarvision.experiments.spec import Kind
+from rarvision.experiments.worlds import Task
+from rarvision.images import load_image
+from rarvision.pipeline import Recognizer
+from rarvision.ranking import Ranker
+from rarvision.retrieval import Retriever
+
+__all__ = ["KINDS", "carry_out"]
+
+_KS = (1, 3, 4, 5, 6, 7, 10, 15, 20, 25, 30)
+
+
+def carry_out(lab: Lab, cell: Cell) -> Outcome:
+    """Measure a cell, going on where an interrupted one was.
+
+    What cannot be measured for a reason that lies in the method, such as names that do not fit the MLLM's context, is
+    an outcome without values that says why.
+    """
+    started = time.perf_counter()
+    outcome = KINDS[cell.spec.kind](lab, cell)
+    return replace(outcome, seconds=round(time.perf_counter() - started, 3))
+
+
+def _outcome(cell: Cell, **values: Any) -> Outcome:
+    kept = {key: value for key, value in cell.settings.items() if key not in cell.at}
+    common: dict[str, Any] = {
+        "experiment": cell.spec.name,
+        "column": cell.column.key,
+        "row": cell.row.key,
+        "at": dict(cell.at),
+        "seed": cell.seed,
+        "version": version("rarvision"),
+        "settings": kept,
+    }
+    return Outcome(**{**common, **values})
+
+
+def _none(cell: Cell, why: str, **values: Any) -> Outcome:
+    """Nothing could be measured."""
+    return _outcome(cell, values={metric.key: None for metric in cell.spec.metrics}, why=why, **values)
+
+
+def _prompt_hash(ranker: Ranker | None) -> str | None:
+    if ranker is None:
+        return None
+    return hashlib.sha256(str(ranker.settings["prompt"]).encode()).hexdigest()[:12]
+
+
+def _unavailable(lab: Lab, method: Method) -> str | None:
+    """Why a method cannot be carried out here."""
+    if method.other and not lab.has_other:
+        return "no other MLLM was given (--other-ranker)"
+    if (method.ranked or method.tuned) and not method.other and not lab.has_ranker:
+        return "no MLLM was given (--ranker)"
+    if method.tuned and lab.tunable is None:
+        return "the MLLM cannot be trained here: it is a server's"
+    return None
+
+
+# Classification -----------------------------------------------------------------------------------------------------
+
+
+def classification(lab: Lab, cell: Cell) -> Outcome:
+    """Evaluate a preset of the one pipeline on a column's test images."""
+    method = METHODS[cell.row.method]
+    why = _unavailable(lab, method)
+    if why:
+        return _none(cell, why)
+    task = lab.world.task(cell.column, cell.settings, cell.seed)
+    if method.tuned == "shots":
+        return _tuned_alone(lab, cell, task)
+    memory = lab.memory(cell, task)
+    categories = len(memory.categories())
+    k = categories if method.every_name else min(int(cell.settings.get("k", 5)), categories)
+    ranker = _ranker(lab, cell, method) if method.ranked else None
+    recognizer = Recognizer(
+        memory,
+        ranker=ranker,
+        retriever=Retriever(memory, k=k, **_retrieval(cell, method)),
+        ranker_weight="replace" if method.replace else None,
+        calibration=lab.calibration,
+        batch_size=lab.batch_size,
+    )
+    stem = _outcome(cell).id
+    name = f"images/{stem}.jsonl"
+    try:
+        report = evaluate(
+            recognizer,
+            task.queries,
+            out=lab.folder / name,
+            progress=lambda done, total: lab.tell(stem, done, total),
+            ks=_KS,
+        )
+    except ContextLengthError as error:
+        with suppress(FileNotFoundError):
+            (lab.folder / name).unlink()
+        return _none(cell, f"{categories:,} names: {error}", ranker=None if ranker is None else ranker.name)
+    outcome = _outcome(
+        cell,
+        n=report.n,
+        values=_values(report, bound=method.bound),
+        images=name,
+        encoder=report.encoder,
+        ranker=report.ranker,
+        prompt_hash=_prompt_hash(ranker),
+        dataset=report.dataset,
+        dataset_fingerprint=str(report.configuration["dataset_fingerprint"]),
+        retrieval_ms=report.retrieval_ms,
+        ranking_ms=report.ranking_ms,
+        statuses=dict(report.statuses),
+    )
+    if ranker is not None and not method.every_name and lab.gallery:
+        _keep_gallery(lab, cell, outcome, task)
+    return outcome
+
+
+def _retrieval(cell: Cell, method: Method) -> dict[str, Any]:
+    """Options of the retriever; with ``distinct`` off as the paper's authors did."""
+    options = dict(method.retrieval)
+    if options.get("source") == "image" and cell.settings.get("distinct") is False:
+        options["distinct"] = False
+    return options
+
+
+def _ranker(lab: Lab, cell: Cell, method: Method) -> Ranker:
+    adapter = _adapter(lab, cell) if method.tuned == "source" else None
+    changes = {"worked_example": True} if method.worked_example else {}
+    return lab.ranker(adapter=adapter, other=method.other, **changes)
+
+
+def _values(report: Report, *, bound: bool) -> dict[str, float | None]:
+    k = max(report.recall)
+    values: dict[str, float | None] = {f"top{at}": value for at, value in report.topk.items()}
+    values |= {f"recall{at}": value for at, value in report.recall.items()}
+    found = report.recall[k]
+    values |= {
+        "top1": found if bound else report.top1,
+        "given": report.top1 / found if found else None,
+        "retrieval_top1": report.retrieval_top1,
+        "mean_per_class": report.mean_per_class,
+        "cacc": report.cacc,
+        "sacc": report.sacc,
+        "ms": report.retrieval_ms + report.ranking_ms,
+    }
+    return values
+
+
+def _keep_gallery(lab: Lab, cell: Cell, outcome: Outcome, task: Task) -> None:
+    """Keep pictures of what went wrong, and right, for the report."""
+    from rarvision.experiments.gallery import make_gallery
+
+    rows = {item.source: row for row, item in enumerate(task.queries.items)}
+    shots = cell.settings.get("shots", 4)
+    known = None if shots == 0 else task.known(None if shots == "all" else int(shots), cell.seed)
+    first: dict[str, int] = {}
+    for row, item in enumerate(() if known is None else known.items):
+        first.setdefault(str(item.label), row)
+
+    def query(source: str) -> Image | None:
+        return load_image(task.queries[rows[source]].image) if source in rows else None
+
+    def exemplar(category: str) -> Image | None:
+        return load_image(known[first[category]].image) if known is not None and category in first else None
+
+    make_gallery(lab.folder, outcome, query=query, exemplar=exemplar, limit=lab.gallery)
+
+
+# Tuned MLLMs --------------------------------------------------------------------------------------------------------
+
+
+def _recipe(lab: Lab, objective: str, seed: int) -> Any:
+    from rarvision.tuning import recipe
+
+    return recipe("lora", **{"seed": seed, **lab.tuning, "objective": objective})
+
+
+def _tuned_alone(lab: Lab, cell: Cell, task: Task) -> Outcome:
+    """The MLLM tuned on the few shots, all names in its prompt."""
+    from rarvision.tuning import few_shot_baseline
+
+    assert lab.tunable is not None  # noqa: S101 - `_unavailable` has said so otherwise
+    shots = int(cell.settings["shots"])
+    stem = _outcome(cell).id
+    report = few_shot_baseline(
+        task.known(shots, cell.seed),
+        task.queries,
+        model=lab.tunable,
+        out=lab.work / "tuned" / stem,
+        shots=shots,
+        recipe=_recipe(lab, "generate", cell.seed),
+        progress=lambda phase, done, total: lab.tell(f"{stem}: {phase}", done, total),
+    )
+    common: dict[str, Any] = {
+        "n": report.n,
+        "dataset": task.queries.name,
+        "dataset_fingerprint": task.queries.fingerprint,
+        "ranker": f"{Path(lab.tunable).name}, tuned on {report.examples:,} images",
+    }
+    if report.top1 is None:
+        return _none(cell, str(report.reason), **common)
+    return _outcome(cell, values={"top1": report.top1, "unread": report.unread}, **common)
+
+
+def _adapter(lab: Lab, cell: Cell) -> Path:
+    """Train on ranking examples of another dataset, once."""
+    from rarvision.datasets.fieldguide import FieldGuide
+    from rarvision.tuning import build_tuning_data, train
+
+    assert lab.tunable is not None  # noqa: S101 - `_unavailable` has said so otherwise
+    source = str(cell.row.options["tuned_on"])
+    folder = lab.work / "adapters" / source.replace(":", "-").replace("@", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    if lab.world.edition == "field-guide":
+        size = int(cell.settings.get("tuning_categories", 200))
+        images: Any = FieldGuide(source, split="train", categories=size, images_per_category=10, seed=100)
+    else:
+        images = lab.world.task(_source_column(source), {}, cell.seed).known(None, 0)
+    build_tuning_data(
+        images,
+        folder / "examples.jsonl",
+        encoder=lab.encoder(),
+        fill=lab.world.edition == "field-guide",
+        max_windows=2 if lab.world.edition == "field-guide" else None,
+    )
+    strategy = str(lab.ranker_options.get("strategy", "generate"))
+    objective = strategy if strategy in ("generate", "choice", "likelihood") else "generate"
+    return train(
+        folder / "examples.jsonl",
+        model=lab.tunable,
+        out=folder / "run",
+        recipe=_recipe(lab, objective, 0),
+        progress=lambda phase, done, total: lab.tell(f"tuning on {source}: {phase}", done, total),
+    ).result
+
+
+def _source_column(source: str) -> Any:
+    from rarvision.experiments.spec import Column
+
+    return Column(key=source, title=source)
+
+
+# Regions ------------------------------------------------------------------------------------------------------------
+
+
+def regions(lab: Lab, cell: Cell) -> Outcome:
+    """Average precision on annotated boxes; rows of one run share its file."""
+    from rarvision.detection import RANKED, RETRIEVAL, evaluate_regions
+
+    method = METHODS[cell.row.method]
+    why = _unavailable(lab, method)
+    if why:
+        return _none(cell, why)
+    boxes = lab.world.regions(cell.column, cell.settings, cell.seed, lab.work)
+    vocabulary = boxes.annotations.vocabulary
+    template = str(cell.settings.get("template", "a photo of a {}."))
+    task = Task(names=tuple(vocabulary.names), templates=(template,), known=_no_images, queries=boxes)
+    memory = lab.memory(cell, task)
+    ranker = lab.ranker() if method.ranked else None
+    recognizer = Recognizer(
+        memory,
+        ranker=ranker,
+        retriever=Retriever(memory, k=int(cell.settings.get("k", 5)), **method.retrieval),
+        ranker_weight="replace" if method.replace else None,
+        calibration=lab.calibration,
+        crop=crop_rule(cell.settings),
+        batch_size=lab.batch_size,
+    )
+    stem = _outcome(cell).id
+    report = evaluate_regions(
+        recognizer,
+        boxes,
+        preset=str(cell.settings.get("preset", "lvis")),
+        rules=cell.settings.get("rules", "lvis"),
+        out=lab.folder / "boxes" / f"{stem}.jsonl",
+        progress=lambda done, total: lab.tell(stem, done, total),
+    )
+    name = RANKED if method.ranked else RETRIEVAL
+    values = dict(report.rows[name].metrics)
+    if name in report.top1:
+        values["top1"] = report.top1[name]
+    return _outcome(
+        cell,
+        n=report.regions,
+        values=values,
+        images=f"boxes/{stem}.jsonl",
+        encoder=recognizer.memory.encoder_name,
+        ranker=report.ranker,
+        prompt_hash=_prompt_hash(ranker),
+        dataset=boxes.name,
+        dataset_fingerprint=boxes.fingerprint,
+        retrieval_ms=report.retrieval_ms,
+        ranking_ms=report.ranking_ms,
+        statuses=dict(report.statuses),
+    )
+
+
+def _no_images(_shots: int | None, _seed: int) -> Any:
+    raise OptionError("experiments with boxes keep names alone in the memory: shots must be 0")
+
+
+# Facts --------------------------------------------------------------------------------------------------------------
+
+
+def facts(lab: Lab, cell: Cell) -> Outcome:
+    """Count a dataset's categories and images."""
+    task = lab.world.task(cell.column, cell.settings, cell.seed)
+    train = task.known(None, cell.seed)
+    values: dict[str, float | None] = {
+        "categories": float(len(task.names)),
+        "train": float(len(train)),
+        "test": float(len(task.queries)),
+    }
+    return _outcome(
+        cell,
+        n=len(task.queries),
+        values=values,
+        dataset=task.queries.name,
+        dataset_fingerprint=task.queries.fingerprint,
+    )
+
+
+KINDS: Mapping[Kind, Callable[[Lab, Cell], Outcome]] = {
+    "classification": classification,
+    "regions": regions,
+    "facts": facts,
+}

@@ -1,0 +1,222 @@
+"""Where an experiment's images come from: public benchmarks on disk, or the field guide, which is drawn."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal, final
+
+from PIL.Image import Image
+
+from rarvision.datasets.base import Dataset, Item, Subset
+from rarvision.datasets.benchmarks import BENCHMARKS, open_benchmark
+from rarvision.datasets.benchmarks.opening import data_root
+from rarvision.datasets.fieldguide import DOMAINS, FieldGuide
+from rarvision.demo import TEXT_TEMPLATE
+from rarvision.detection import RegionDataset, read_annotations
+from rarvision.errors import DatasetError, OptionError
+from rarvision.experiments.spec import Column
+
+__all__ = ["BenchmarkWorld", "FieldGuideWorld", "Joined", "Task", "World", "spaced_subset"]
+
+_NAMED = 3  # missing files that a message names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A dataset as an experiment needs it.
+
+    Attributes:
+        names: All categories.
+        templates: How CLIP is asked for a name.
+        known: Of a number of shots (None for the whole training set) and a seed: labelled images for the memory.
+        queries: The test images.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    known: Callable[[int | None, int], Dataset]
+    queries: Dataset
+
+
+class World(abc.ABC):
+    """Gives the datasets of an experiment's columns."""
+
+    edition: Literal["field-guide", "paper"]
+
+    @property
+    @abc.abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """What the images depend on, JSON values."""
+
+    @abc.abstractmethod
+    def task(self, column: Column, settings: Mapping[str, Any], seed: int) -> Task:
+        """A column's images.
+
+        Raises:
+            DatasetError: They are not there, or not all of them.
+        """
+
+    @abc.abstractmethod
+    def regions(self, column: Column, settings: Mapping[str, Any], seed: int, folder: Path) -> RegionDataset:
+        """A column's annotated boxes; what has to be drawn first is kept in the folder."""
+
+
+@final
+class Joined(Dataset):
+    """Several datasets as one."""
+
+    def __init__(self, parts: Sequence[Dataset], *, name: str) -> None:
+        self._parts, self._name = tuple(parts), name
+        self._places = [(part, row) for part in self._parts for row in range(len(part))]
+
+    @property
+    def name(self) -> str:
+        """As given."""
+        return self._name
+
+    @cached_property
+    def items(self) -> Sequence[Item]:
+        """Of all parts, one after the other."""
+        return tuple(item for part in self._parts for item in part.items)
+
+    def _image(self, index: int) -> Path | bytes | Image:
+        part, row = self._places[index]
+        return part[row].image
+
+
+def spaced_subset(dataset: Dataset, limit: int | None) -> Dataset:
+    """So many of its samples, evenly spaced; all where there are no more, or ``limit`` is None."""
+    size = len(dataset)
+    if limit is None or limit >= size:
+        return dataset
+    return Subset(dataset, [i * size // limit for i in range(limit)], name=f"{dataset.name}, {limit} of {size}")
+
+
+@final
+class FieldGuideWorld(World):
+    """The embedded world: categories that no training of the embedded models has seen.
+
+    Args:
+        queries: Test images of a column.
+        whole: Images a category that stand for a whole training set.
+        scenes: Test scenes of experiments with boxes; None for all.
+    """
+
+    edition = "field-guide"
+
+    def __init__(self, *, queries: int = 500, whole: int = 32, scenes: int | None = None) -> None:
+        self._queries, self._whole, self._scenes = queries, whole, scenes
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Sizes."""
+        return {"world": "field guide", "queries": self._queries, "whole": self._whole, "scenes": self._scenes}
+
+    def task(self, column: Column, settings: Mapping[str, Any], seed: int) -> Task:
+        """Draw a domain's images; the column ``all`` is of all domains alike."""
+        count = int(settings["categories"])
+        guides = _guides(column.key, count, seed)
+        queries = int(settings.get("queries", self._queries))
+
+        def known(shots: int | None, seed: int) -> Dataset:
+            return _one([guide.few_shot(shots=shots or self._whole, seed=seed) for guide in guides], column.key)
+
+        asked = [guide.queries(max(1, queries // len(guides)), seed=seed) for guide in guides]
+        return Task(
+            names=tuple(name for guide in guides for name in guide.names),
+            templates=(TEXT_TEMPLATE,),
+            known=known,
+            queries=_one(asked, column.key),
+        )
+
+    def regions(self, column: Column, settings: Mapping[str, Any], seed: int, folder: Path) -> RegionDataset:  # noqa: ARG002 - there is one
+        """Draw scenes of all domains, once."""
+        from rarvision.datasets.fieldguide import FieldGuideScenes
+
+        scenes = FieldGuideScenes("test", categories=int(settings["categories"]), seed=seed, scenes=self._scenes)
+        target = folder / f"scenes-{seed}"
+        file = target / f"lvis_{scenes.split}.json"
+        if not file.exists():  # written last
+            scenes.export(target)
+        return RegionDataset(read_annotations(file, images=target))
+
+
+@lru_cache(maxsize=8)
+def _guides(domain: str, count: int, seed: int) -> tuple[FieldGuide, ...]:
+    if domain != "all":
+        return (FieldGuide(domain, categories=count, seed=seed),)
+    if count % len(DOMAINS):
+        raise OptionError(f"categories over all {len(DOMAINS)} domains must be a multiple of {len(DOMAINS)}: {count}")
+    return tuple(FieldGuide(each, categories=count // len(DOMAINS), seed=seed) for each in DOMAINS)
+
+
+def _one(parts: Sequence[Dataset], name: str) -> Dataset:
+    return parts[0] if len(parts) == 1 else Joined(parts, name=f"fieldguide:{name}/test")
+
+
+@final
+class BenchmarkWorld(World):
+    """Public benchmarks in a folder of datasets, see `rarvision datasets`.
+
+    Args:
+        root: The folder; None for what the environment says.
+        limit: Only so many test images, evenly spaced; None for all.
+        order: How shots are chosen: ``random``, or ``first`` as the authors' code does.
+    """
+
+    edition = "paper"
+
+    def __init__(
+        self, root: str | Path | None = None, *, limit: int | None = None, order: Literal["random", "first"] = "random"
+    ) -> None:
+        self._root, self._limit, self._order = data_root(root), limit, order
+        self._open = lru_cache(maxsize=4)(lambda reference: open_benchmark(reference, self._root))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How images are chosen; where they lie changes nothing."""
+        return {"world": "benchmarks", "limit": self._limit, "order": self._order}
+
+    def task(self, column: Column, settings: Mapping[str, Any], seed: int) -> Task:  # noqa: ARG002 - splits are fixed
+        """Open a benchmark's splits; its test images must all be there."""
+        reference = str(settings.get("reference", column.key))
+        train = self._open(f"{reference}:{settings.get('train', 'train')}")
+        queries = spaced_subset(self._open(f"{reference}:{settings.get('test', 'test')}"), self._limit)
+        _check_there(queries)
+        known = BENCHMARKS[reference.split("@", 1)[0]]
+
+        def few(shots: int | None, seed: int) -> Dataset:
+            chosen = train if shots is None else train.few_shot(shots=shots, seed=seed, order=self._order)
+            _check_there(chosen)
+            return chosen
+
+        return Task(names=train.categories, templates=known.templates, known=few, queries=queries)
+
+    def regions(self, column: Column, settings: Mapping[str, Any], seed: int, folder: Path) -> RegionDataset:  # noqa: ARG002 - they are fixed
+        """Read annotations and where their images lie."""
+        known = BENCHMARKS[column.key]
+        folders = [self._root / name for name in known.folders if (self._root / name).is_dir()]
+        wanted = str(settings["annotations"])
+        found = [each for each in folders if (each / wanted).is_file()]
+        if not found:
+            raise DatasetError(
+                f"{self._root}: no {wanted} in a folder of {known.title} (one of {', '.join(known.folders)}); "
+                f"`rarvision datasets info {known.name}` says where to get it"
+            )
+        return RegionDataset(read_annotations(found[0] / wanted, images=found[0]))
+
+
+def _check_there(dataset: Dataset) -> None:
+    """Refuse a dataset half of which is missing: images that fail would count as wrong."""
+    paths = [sample for sample in (dataset[i].image for i in range(len(dataset))) if isinstance(sample, Path)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        named = ", ".join(map(str, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
+        raise DatasetError(
+            f"{dataset.name}: {len(missing):,} of {len(paths):,} images are not there: {named}; "
+            "`rarvision datasets check` says what is missing"
+        )
