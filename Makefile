@@ -46,6 +46,7 @@ bench: $(VENV)/.installed $(VENV)/.installed-bench  ## the benchmarks; each prin
 
 docs: $(VENV)/.installed  ## write the parts of docs/ that are generated
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_datasets.py
 
 wheel: $(VENV)/.installed  ## build dist/*.whl
 	rm -rf dist

@@ -22,6 +22,7 @@ from jaxtyping import install_import_hook
 _CHECKED = (
     "asking",
     "audit",
+    "comparing",
     "chat",
     "detection",
     "encoders",
@@ -32,7 +33,9 @@ _CHECKED = (
     "pipeline",
     "ranking",
     "regions",
+    "reporting",
     "retrieval",
+    "taxonomy",
     "tuning",
     "worked",
 )

@@ -103,11 +103,12 @@ def commands():
 
 def test_the_commands_are_those_promised():
     assert {" ".join(path) for path, _ in commands()} == {
-        "demo", "recognize", "evaluate", "regions", "evaluate-regions", "fit",
+        "demo", "recognize", "evaluate", "regions", "evaluate-regions", "compare", "fit",
         "memory create", "memory add", "memory remove", "memory info",
         "memory import", "memory evaluate", "memory search", "memory rename", "memory merge", "memory move",
         "memory copy", "memory export", "memory verify", "memory compact", "memory reencode", "memory tune-index",
         "memory migrate", "tune data", "tune check", "tune convert", "tune train", "tune merge",
+        "datasets list", "datasets info", "datasets names", "datasets check",
     }  # fmt: skip
 
 

@@ -39,6 +39,13 @@ def test_the_cli_reference_is_up_to_date():
     assert module.TARGET.read_text(encoding="utf-8") == module.render(), "out of date: run `make docs`"
 
 
+def test_the_catalogue_of_datasets_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("generate_datasets", ROOT / "docs" / "generate_datasets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TARGET.read_text(encoding="utf-8").endswith(module.render()), "out of date: run `make docs`"
+
+
 def commands_in(text):
     for line in text.replace("\\\n", " ").splitlines():
         shell = line.strip().removeprefix("$ ")

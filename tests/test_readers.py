@@ -58,6 +58,8 @@ def test_image_folder(tree):
     assert ImageFolder(tree, rename=str.title).categories == ("Abyssinian Cat", "Beagle")
     with pytest.raises(IndexError, match="7 samples"):
         dataset[7]
+    with pytest.raises(DatasetError, match="folders 'abyssinian cat' and 'beagle' are both named 'pet'"):
+        ImageFolder(tree, rename=lambda _name: "pet")
 
 
 def test_datasets_meet_the_contract(tree, tmp_path):

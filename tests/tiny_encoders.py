@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,4 +64,29 @@ def tiny_siglip2(path: Path, *, seed: int = 0) -> Path:
     Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).eval().save_pretrained(path)
     Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    return path
+
+
+def sentence_model(
+    path: Path, *, family: str = "bert", pooling: dict[str, Any] | None = None, modules: list[str] | None = None
+) -> Path:
+    """A checkpoint as sentence-transformers write it, with the parts and the pooling that are given."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast, MPNetConfig, MPNetModel
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    path.mkdir()
+    (path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(path / "vocab.txt"), model_max_length=30).save_pretrained(path)
+    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+            "initializer_range": 0.5, "vocab_size": len(words), "max_position_embeddings": 40}  # fmt: skip
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**size)) if family == "bert" else MPNetModel(MPNetConfig(**size))
+    model.eval().save_pretrained(path)
+    if pooling is not None:
+        (path / "1_Pooling").mkdir()
+        (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    if modules is not None:
+        (path / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.models.{m}"} for m in modules]))
     return path

@@ -14,6 +14,7 @@ from typing import Any
 from rarvision.errors import RarvisionError
 
 __all__ = [
+    "checkpoint_file",
     "checkpoint_source",
     "copy_companions",
     "weight_files",
@@ -79,7 +80,7 @@ def without_weight_bars() -> Iterator[None]:
         logging.set_tqdm_hook(before)
 
 
-def _found(model: str, file: str, revision: str | None) -> Path | None:
+def checkpoint_file(model: str, file: str, revision: str | None) -> Path | None:
     """A checkpoint's file on this machine, downloaded where it must be; None where the checkpoint has none."""
     from transformers.utils import cached_file
 
@@ -99,16 +100,16 @@ def weight_files(
     Raises:
         RarvisionError: Of the class ``missing``, where there are no safetensors.
     """
-    if single := _found(model, "model.safetensors", revision):
+    if single := checkpoint_file(model, "model.safetensors", revision):
         return [(single, None)]
-    listing = _found(model, "model.safetensors.index.json", revision)
+    listing = checkpoint_file(model, "model.safetensors.index.json", revision)
     if listing is None:
         raise missing(f"{model}: no model.safetensors to compute a fingerprint from")
     shards: dict[str, str] = json.loads(listing.read_text(encoding="utf-8"))["weight_map"]
     files = {file: listing.parent / file for file in set(shards.values())}
     for file, path in files.items():
         if not path.is_file():
-            files[file] = _found(model, file, revision) or path
+            files[file] = checkpoint_file(model, file, revision) or path
     grouped = itertools.groupby(sorted(shards.items()), key=lambda item: item[1])
     return [(files[file], [name for name, _ in items]) for file, items in grouped]
 
@@ -155,5 +156,5 @@ def _add_weights(digest: Any, path: Path, names: list[str] | None) -> None:
 def copy_companions(model: str, target: Path, *, revision: str | None) -> None:
     """Copy a checkpoint's tokenizer, processor, chat template and generation settings into another's folder."""
     for name in _COMPANIONS:
-        if found := _found(model, name, revision):
+        if found := checkpoint_file(model, name, revision):
             shutil.copyfile(found, target / name)

@@ -34,6 +34,7 @@ from rarvision.memory.base import Memory
 from rarvision.metrics import area_under_roc, brier_score, expected_calibration_error
 from rarvision.pipeline import Recognizer
 from rarvision.ranking import NoExample, Showing, Shown, WorkedExample
+from rarvision.taxonomy import SureFit, Taxonomy, check_sure, fit_sure
 from rarvision.types import Candidate, Entry, Ranking
 from rarvision.worked import WorkedExamples
 
@@ -68,6 +69,7 @@ def fit_recognizer(
     foreign_share: float = 0.02,
     accepted: float = 0.95,
     target: float = 0.99,
+    sure_accuracy: float = 0.95,
     seed: int = 0,
     keep: bool = True,
     out: Path | str | None = None,
@@ -89,6 +91,7 @@ def fit_recognizer(
         foreign_share: Share of images of unknown categories that is expected in use, 0 to 1.
         accepted: Share of the images of known categories that is not to be called unknown.
         target: Share of the ranker's gain that the gate keeps.
+        sure_accuracy: Share of the sure answers, at whatever level of the recogniser's taxonomy, that is to be right.
         seed: Of the choice of images.
         keep: Whether to keep the fit with the memory, where a recogniser with the same retriever and ranker finds it.
         out: A file for the ranker's answers, one a line, written as they come: the same call goes on with them.
@@ -109,6 +112,7 @@ def fit_recognizer(
     if images < 1:
         raise OptionError(f"images must be at least 1, got {images}")
     check_shares(foreign_share=foreign_share, accepted=accepted, target=target)
+    check_sure(sure_accuracy)
     memory = recognizer.memory
     if not memory.count():
         raise MemoryEmptyError("the memory is empty; add images and names before fitting on it")
@@ -134,8 +138,11 @@ def fit_recognizer(
             f"none of {len(questions)} images of the memory can be had: their sources are gone, and there are no "
             "thumbnails. Bring the images back, or give open_image="
         )
+    sure, sure_reason = _fit_sure(recognizer.taxonomy, found, foreign_share, accepted, sure_accuracy)
     fit = RankerFit(
         **_fit(evidence, foreign_share=foreign_share, accepted=accepted, target=target),
+        sure=sure,
+        sure_reason=sure_reason,
         key=fit_key(settings),
         memory_content=content,
         asked=len(evidence),
@@ -403,15 +410,57 @@ def _applied(
     )
 
 
+def _crossed(
+    evidence: Sequence[Evidence], foreign_share: float, accepted: float
+) -> list[tuple[Calibration, Calibration]]:
+    """The parameters with the ranker, and without, for each fold: fitted on the others."""
+    fitted: list[tuple[Calibration, Calibration]] = []
+    for fold in range(_FOLDS):
+        rest = [e for i, e in enumerate(evidence) if i % _FOLDS != fold]
+        fitted.append(_applied(rest, fit_mix(rest, Calibration(), cross_fit=False), foreign_share, accepted))
+    return fitted
+
+
+def _fit_sure(
+    tree: Taxonomy | None,
+    found: Sequence[tuple[_Question, Ranking | None]],
+    foreign_share: float,
+    accepted: float,
+    target: float,
+) -> tuple[SureFit | None, str | None]:
+    """The threshold of sure answers, from probabilities that are cross-fitted."""
+    if tree is None:
+        return None, "there was no taxonomy to fit it for"
+    used = [(question, ranking) for question, ranking in found if question.kind in ("known", "foreign")]
+    if len(used) < 2 * _FOLDS:
+        return None, f"{len(used)} images could be left out, which are too few"
+    evidence = [_evidence(question, ranking) for question, ranking in used]
+    fitted = _crossed(evidence, foreign_share, accepted)
+    shares, right = np.zeros((len(used), len(tree.levels))), np.zeros((len(used), len(tree.levels)), dtype=bool)
+    for i, (each, (question, _)) in enumerate(zip(evidence, used, strict=True)):
+        mixed, alone = fitted[i % _FOLDS]
+        calibration = alone if each.order is None else mixed
+        log_probs = mixed_log_probs(each.similarities, each.order, each.log_scores, calibration)
+        known = 1.0 - unknown_probability(each.similarities, calibration, log_probs, each.parts)
+        order = np.argsort(-log_probs, kind="stable")
+        names = [candidate.category for candidate in merged(question.candidates)[0]]
+        levels = tree.answers({names[place]: float(np.exp(log_probs[place])) * known for place in order})
+        missing = len(tree.levels) - len(levels)  # at the coarse end, where the tree knows none of the candidates
+        shares[i, missing:] = [level.probability for level in levels]
+        right[i] = tree.right([*[None] * missing, *(level.name for level in levels)], question.truth, groups=True)
+    foreign = np.array([e.foreign for e in evidence])
+    weights = np.ones(len(used))
+    if foreign.any() and not foreign.all():
+        weights = np.where(foreign, foreign_share / foreign.mean(), (1.0 - foreign_share) / (~foreign).mean())
+    return fit_sure(shares, right, taxonomy=tree.fingerprint, weights=weights, target=target)
+
+
 def _measures(evidence: Sequence[Evidence], foreign_share: float, accepted: float) -> dict[str, float]:
     """What the fit is worth on images that it was not fitted on, beside the shipped parameters."""
     usable = [e for e in evidence if not e.placed and not e.by_names]
     if sum(not e.foreign for e in usable) < 2 * _FOLDS:
         return {}
-    fitted: list[tuple[Calibration, Calibration]] = []
-    for fold in range(_FOLDS):
-        rest = [e for i, e in enumerate(usable) if i % _FOLDS != fold]
-        fitted.append(_applied(rest, fit_mix(rest, Calibration(), cross_fit=False), foreign_share, accepted))
+    fitted = _crossed(usable, foreign_share, accepted)
     rows: dict[str, list[tuple[float, float, bool]]] = {"": [], "default_": [], "alone_": []}
     for i, each in enumerate(usable):
         mixed, alone = fitted[i % _FOLDS]

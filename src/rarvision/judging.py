@@ -25,9 +25,20 @@ from rarvision.calibration import (
 )
 from rarvision.errors import InputError, OptionError
 from rarvision.memory.base import Memory
-from rarvision.types import Candidate, CategoryScores, Prediction, Ranking
+from rarvision.taxonomy import Taxonomy, check_sure
+from rarvision.types import Candidate, CategoryScores, LevelAnswer, Prediction, Ranking
 
-__all__ = ["FITTED_FOR", "Judge", "fit_key", "keep_fit", "kept_fit", "merged", "parts_of", "ranked_places"]
+__all__ = [
+    "FITTED_FOR",
+    "Judge",
+    "fit_key",
+    "keep_fit",
+    "kept_fit",
+    "levels_of",
+    "merged",
+    "parts_of",
+    "ranked_places",
+]
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +85,7 @@ class _Parameters:
     gate: GateModel | None
     gate_prior: Calibration
     status: FitStatus
+    sure: float
 
 
 @final
@@ -89,6 +101,8 @@ class Judge:
         gate: None or False asks the ranker always; True as the fit says; a number from 0 to 1 so that this share of
             the ranker's gain is kept.
         reject: False never answers "unknown"; True from the fit's threshold on; a number from this probability on.
+        taxonomy: A tree over the categories, for answers at its levels.
+        sure: Probability from which an answer at a level is sure; True as fitted for this tree.
 
     Raises:
         OptionError: A value out of range, or one that needs a fit where there is none.
@@ -104,6 +118,8 @@ class Judge:
         ranker_weight: RankerWeight | None,
         gate: bool | float | None,
         reject: bool | float,
+        taxonomy: Taxonomy | None = None,
+        sure: bool | float = 0.9,
     ) -> None:
         self._memory = memory
         self._key = fit_key(settings)
@@ -112,6 +128,12 @@ class Judge:
         self._weight = None if ranker_weight is None else check_weight(ranker_weight)
         self._gate = None if gate is False else gate
         self._reject = reject
+        self.taxonomy = taxonomy
+        self._sure = sure if sure is True else check_sure(sure)
+        if taxonomy is not None:
+            taxonomy.check(memory.categories(), "the memory's categories")
+        elif sure is True:
+            raise OptionError("sure=True (--sure auto) is a threshold of answers at levels: give a taxonomy with it")
         for name, value in (("gate", self._gate), ("reject", reject)):
             if value is None or isinstance(value, bool):
                 continue
@@ -147,7 +169,21 @@ class Judge:
             "calibration_alone": asdict(now.alone),
             "gate": None if now.gate is None else now.gate.to_dict(),
             "fit": now.status,
+            **self._levels_settings,
         }
+
+    @property
+    def _levels_settings(self) -> dict[str, Any]:
+        if self.taxonomy is None:
+            return {}
+        tree = self.taxonomy
+        found = {
+            "name": tree.name,
+            "levels": list(tree.levels),
+            "fingerprint": tree.fingerprint,
+            "sure": self._now.sure,
+        }
+        return {"taxonomy": found}
 
     @property
     def _now(self) -> _Parameters:
@@ -186,7 +222,20 @@ class Judge:
         if self._reject is not True:
             above = None if self._reject is False else float(self._reject)
             mixed, alone = replace(mixed, reject_above=above), replace(alone, reject_above=above)
-        return _Parameters(mixed, alone, self._gate_of(fit), gate_prior, status)
+        return _Parameters(mixed, alone, self._gate_of(fit), gate_prior, status, self._sure_of(fit))
+
+    def _sure_of(self, fit: RankerFit | None) -> float:
+        if self._sure is not True or self.taxonomy is None:
+            return float(self._sure)
+        if fit is None or fit.sure is None:
+            why = _why_none(fit) if fit is None else f"the fit has none: {fit.sure_reason}"
+        elif fit.sure.taxonomy != self.taxonomy.fingerprint:
+            why = "it was fitted for another taxonomy: fit again with this one"
+        else:
+            return fit.sure.threshold
+        raise OptionError(
+            f"there is no fitted threshold of sure answers (sure=True, --sure auto): {why}; or give a probability"
+        )
 
     def _gate_of(self, fit: RankerFit | None) -> GateModel | None:
         if self._gate is None:
@@ -241,6 +290,7 @@ class Judge:
         probabilities: Float[np.ndarray, " n"] = np.exp(log_probs) * (1.0 - unknown)
         best_first = np.argsort(-log_probs, kind="stable")
         ordered = tuple(replace(distinct[i], probability=float(probabilities[i])) for i in best_first)
+        levels = () if self.taxonomy is None else levels_of(self.taxonomy, ordered)
         return Prediction(
             source=source,
             label=ordered[0].category,
@@ -250,11 +300,19 @@ class Judge:
             retrieved=tuple(candidate.category for candidate in candidates),
             ranking=ranking,
             unknown=calibration.reject_above is not None and unknown > calibration.reject_above,
+            levels=levels,
+            sure=next((level for level in reversed(levels) if level.probability >= now.sure), None),
+            outside=tuple(c.category for c in ordered if self.taxonomy is not None and c.category not in self.taxonomy),
             fit=now.status,
             scores=scores,
             retrieval_ms=retrieval_ms,
             ranking_ms=ranking_ms,
         )
+
+
+def levels_of(taxonomy: Taxonomy, candidates: Sequence[Candidate]) -> tuple[LevelAnswer, ...]:
+    """The most probable group at each level; see `Taxonomy.answers`."""
+    return taxonomy.answers({candidate.category: candidate.probability or 0.0 for candidate in candidates})
 
 
 def _why_none(fit: RankerFit | None) -> str:

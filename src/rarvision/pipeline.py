@@ -30,6 +30,7 @@ from rarvision.queries import (
 from rarvision.ranking import BaseRanker, NoExample, OptionPrior, Ranker, Showing, Shown, WorkedExample
 from rarvision.regions import CropRule
 from rarvision.retrieval import Retriever
+from rarvision.taxonomy import Taxonomy
 from rarvision.types import Candidate, CategoryScores, Prediction, Ranking
 from rarvision.worked import WorkedExamples
 
@@ -78,6 +79,8 @@ class Recognizer:
             fitted, a number keeps this share of the ranker's gain. Such a ranking has the status ``skipped``.
         reject: When the answer is "unknown": False never, True from the fitted threshold on, a number from this
             probability of "not retrieved" on.
+        taxonomy: A tree over the categories: predictions then also answer at each level, and at the deepest sure one.
+        sure: Probability from which an answer at a level is sure; True takes the threshold fitted for this tree.
         allow_fallback: What to do where the MLLM cannot answer: raise (False), or predict from retrieval and say so
             in the prediction's ``ranking.status``, ``reason`` and ``unanswered`` (True). Where nothing answers twice in
             a row, nothing is asked for half a minute, then one question. A strategy that the MLLM does not serve is
@@ -89,6 +92,7 @@ class Recognizer:
         keep_scores: Whether predictions carry retrieval's scores of all categories, `Prediction.scores`.
 
     Raises:
+        InputError: The taxonomy lacks categories of the memory.
         OptionError: An option is out of range or no such thing, ``k`` contradicts the retriever's, or the ranker wants
             a worked example and the retriever has ``distinct=False``.
     """
@@ -105,6 +109,8 @@ class Recognizer:
         fit: RankerFit | Literal["kept"] | None = "kept",
         gate: bool | float | None = None,
         reject: bool | float = False,
+        taxonomy: Taxonomy | None = None,
+        sure: bool | float = 0.9,
         allow_fallback: bool = False,
         batch_size: int = 32,
         views: Views = "whole",
@@ -142,12 +148,10 @@ class Recognizer:
             "ranker_weight": ranker_weight,
             "gate": gate,
             "reject": reject,
+            "taxonomy": taxonomy,
+            "sure": sure,
         }
-        self._judge = Judge(
-            memory,
-            self._parts,
-            **self._judging,
-        )
+        self._judge = Judge(memory, self._parts, **self._judging)
 
     @property
     def memory(self) -> Memory:
@@ -163,6 +167,11 @@ class Recognizer:
     def retriever(self) -> Retriever:
         """What turns neighbours into candidates."""
         return self._retriever
+
+    @property
+    def taxonomy(self) -> Taxonomy | None:
+        """The tree over the categories, if any."""
+        return self._judge.taxonomy
 
     @property
     def k(self) -> int:
@@ -453,13 +462,11 @@ class Recognizer:
         """A unit vector for each loaded image, or the error where it cannot be encoded."""
         encoder = self._memory.encoder
         images = [item.image for item in batch if isinstance(item, Query)]
-        vectors: list[Float[np.ndarray, " dim"] | RarvisionError]
+        vectors: list[Float[np.ndarray, " dim"] | RarvisionError] = []
         try:
-            vectors = (
-                list(encoder.encode_images(images, batch_size=self._batch_size, views=self._views)) if images else []
-            )
+            if images:
+                vectors = list(encoder.encode_images(images, batch_size=self._batch_size, views=self._views))
         except RarvisionError:
-            vectors = []
             for image in images:  # one by one, so that only the culprit fails
                 try:
                     vectors.append(encoder.encode_images([image], views=self._views)[0])

@@ -12,7 +12,7 @@ from typing import IO, Any, Generic, Self, TypeVar
 from rarvision.datasets.base import Dataset
 from rarvision.errors import DatasetError, InputError
 
-__all__ = ["RunFile", "check_configuration", "labels_by_source", "markdown_table"]
+__all__ = ["RunFile", "check_configuration", "labels_by_source", "markdown_table", "read_run"]
 
 _Done = TypeVar("_Done")
 _HASHES = {
@@ -118,6 +118,39 @@ def _read_done(
     What is to be done again is left out. Where there is nothing else, the file is started anew: a server that is down
     does not say its model's name, so the configuration may differ.
     """
+    there, done, images, end = _parsed(path, read, _ADVICE)
+    if end and (done or not images):
+        check_configuration(path, there, configuration)
+    elif there != json.loads(json.dumps(configuration)):
+        return {}, 0
+    return done, end
+
+
+def read_run(
+    path: Path | str, read: Callable[[Mapping[str, Any]], _Done | None]
+) -> tuple[dict[str, Any], dict[str, _Done]]:
+    """The configuration of a run's file, and what is kept of each image, by source.
+
+    Args:
+        path: The file.
+        read: As of `RunFile`.
+
+    Raises:
+        InputError: There is no such file, or it is none of a run, or holds no image.
+    """
+    path, advice = Path(path), "give a file that `rarvision evaluate` wrote with --output"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {advice}")
+    there, done, _, _ = _parsed(path, read, advice)
+    if not done:
+        raise InputError(f"{path}: holds no images; {advice}")
+    return there, done
+
+
+def _parsed(
+    path: Path, read: Callable[[Mapping[str, Any]], _Done | None], advice: str
+) -> tuple[dict[str, Any], dict[str, _Done], int, int]:
+    """The configuration, what is kept by source, the number of lines of images, where the last complete line ends."""
     done: dict[str, _Done] = {}
     there: dict[str, Any] = {}
     images = end = 0
@@ -135,14 +168,10 @@ def _read_done(
                             done[values["source"]] = kept
                     end += len(line)
                 elif end == 0:
-                    raise InputError(f"{path}: is not the file of an evaluation (no complete line); {_ADVICE}")
+                    raise InputError(f"{path}: is not the file of an evaluation (no complete line); {advice}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is not the file of an evaluation ({error}); {_ADVICE}") from error
-    if end and (done or not images):
-        check_configuration(path, there, configuration)
-    elif there != json.loads(json.dumps(configuration)):
-        return {}, 0
-    return done, end
+        raise InputError(f"{path}: is not the file of an evaluation ({error}); {advice}") from error
+    return there, done, images, end
 
 
 def check_configuration(path: Path, there: Mapping[str, Any], now: Mapping[str, Any], advice: str = _ADVICE) -> None:

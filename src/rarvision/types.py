@@ -21,6 +21,7 @@ __all__ = [
     "Candidate",
     "CategoryScores",
     "Entry",
+    "LevelAnswer",
     "Modality",
     "Neighbour",
     "Prediction",
@@ -48,7 +49,8 @@ class Sample:
 
     Attributes:
         source: Where it comes from (a path, a URL, or a stable name such as ``fieldguide:birds/…``); unique in a set.
-        image: A path, or a decoded PIL image; opened late, by `rarvision.images.load_image`.
+        image: A path, the bytes of an image file, or a decoded PIL image; opened late, by
+            `rarvision.images.load_image`.
         label: The category's name, or None where unknown.
         metadata: Anything else, JSON values only.
         box_xyxy: The part of the image that is meant, see `Box`; what lies outside the image is cut off. None for all
@@ -58,7 +60,7 @@ class Sample:
     """
 
     source: str
-    image: Path | Image
+    image: Path | bytes | Image
     label: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     box_xyxy: Box | None = None
@@ -226,6 +228,27 @@ class CategoryScores:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LevelAnswer:
+    """The most probable group of categories at one level of a taxonomy.
+
+    Attributes:
+        level: The level's name, such as ``genus``.
+        name: The group's; at the last level the category's.
+        probability: Sum over the candidates that lie in it, 0 to 1.
+    """
+
+    level: str
+    name: str
+    probability: float
+
+    def __post_init__(self) -> None:
+        _require(
+            0.0 <= self.probability <= 1.0 + 1e-6,
+            f"{self.level} {self.name!r}: probability must lie in [0, 1], got {self.probability}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """The answer for one image.
 
@@ -240,6 +263,10 @@ class Prediction:
         ranking: The ranker's verdict; None where there is no ranker.
         unknown: Whether the answer is "unknown": ``unknown_probability`` reached the threshold. ``label`` is then the
             least unlikely of the candidates.
+        levels: With a taxonomy: the most probable group at each level, the coarsest first; empty without.
+        sure: The deepest of ``levels`` that is sure, that is, whose probability reaches the threshold; None where not
+            even the coarsest does, or where there is no taxonomy.
+        outside: Candidates that the taxonomy lacks: they count at their own level only.
         fit: What the probabilities rest on, see `rarvision.calibration.FitStatus`.
         scores: Of all categories, where the recogniser keeps them; else None.
         retrieval_ms: Wall time of encoding and search for this image, milliseconds (its share of the batch).
@@ -254,6 +281,9 @@ class Prediction:
     retrieved: tuple[str, ...]
     ranking: Ranking | None = None
     unknown: bool = False
+    levels: tuple[LevelAnswer, ...] = ()
+    sure: LevelAnswer | None = None
+    outside: tuple[str, ...] = ()
     fit: str = "unfitted"
     scores: CategoryScores | None = field(default=None, compare=False, repr=False)
     retrieval_ms: float = 0.0

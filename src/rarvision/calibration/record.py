@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from rarvision.calibration.fitting import GateCurve, GateModel, MixFit
 from rarvision.calibration.mixing import Calibration
 from rarvision.errors import InputError
+from rarvision.taxonomy import SureFit
 
 __all__ = ["FitStatus", "RankerFit"]
 
@@ -34,6 +35,8 @@ class RankerFit:
         curve: Accuracy against the share of images for which the ranker is asked.
         measures: Figures over the images that were left out, cross-fitted: calibration error, Brier score and AUROC of
             "right" before and after, AUROC of "foreign" with and without the ranker.
+        sure: The threshold of sure answers for one taxonomy; None without one, or where it could not be fitted.
+        sure_reason: Why there is none.
         settings: The retriever's and the ranker's settings, for people.
         version: Of this package.
     """
@@ -49,6 +52,8 @@ class RankerFit:
     gate_reason: str | None = None
     curve: GateCurve | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
+    sure: SureFit | None = None
+    sure_reason: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
 
@@ -61,7 +66,7 @@ class RankerFit:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in ("mixed", "alone", "mix", "gate"):
+        for name in ("mixed", "alone", "mix", "gate", "sure"):
             values[name] = None if values[name] is None else asdict(values[name])
         values["curve"] = None if self.curve is None else self.curve.to_dict()
         return {**values, "measures": dict(self.measures), "settings": dict(self.settings)}
@@ -78,6 +83,7 @@ class RankerFit:
                     "alone": Calibration(**values["alone"]),
                     "mix": MixFit(**values["mix"]),
                     "gate": None if values["gate"] is None else GateModel(**values["gate"]),
+                    "sure": None if values.get("sure") is None else SureFit(**values["sure"]),
                     "curve": None if curve is None else GateCurve(**{k: tuple(v) for k, v in curve.items()}),
                 }
             )

@@ -28,11 +28,15 @@ def evaluate(
     dataset: Annotated[
         Path,
         typer.Argument(
-            metavar="DATASET", help="A folder with a subfolder a category, or a CSV or JSONL file of images and labels."
+            metavar="DATASET",
+            help="A folder with a subfolder a category, a CSV or JSONL file of images and labels, a table of the "
+            "datasets library, or a public benchmark such as flowers102:test.",
         ),
     ],
     *,
     path: PathOptions,
+    name_encoder: options.NameEncoderOption = "spelling",
+    data_root: options.DataRootOption = None,
     audit_order: options.AuditOrderOption = None,
     audit_seed: options.AuditSeedOption = 0,
     output: options.OutputOption = None,
@@ -55,7 +59,10 @@ def evaluate(
       rarvision evaluate test/ --memory pets.memory
       rarvision evaluate test.csv -m pets.memory -r http://localhost:8000/v1 --strategy generate --output run.jsonl
       rarvision evaluate test/ -m pets.memory --retrieval image --aggregate nearest --json    # the paper's CLIP+kNN
+      rarvision evaluate test/ -m pets.memory --taxonomy breeds.csv --sure 0.95
+      rarvision evaluate test/ -m guessed.memory --name-encoder sentence-transformers/all-mpnet-base-v2
       rarvision evaluate test/ -m pets.memory -r llava-hf/llava-1.5-7b-hf -s choice --audit-order 20
+      rarvision evaluate oxford_pets:test -m pets.memory --data-root ~/data
       rarvision evaluate test/ -m pets.memory -r llava-hf/llava-1.5-7b-hf -s choice --debias bias.json --permutations 2
 
     With --audit-order N the report says instead how the answers depend on the order in which the candidates are shown:
@@ -63,16 +70,23 @@ def evaluate(
     list how often it is picked beside how often the true name stands there. What --ranker-weight mixes in counts:
     with replace the ranker is audited alone. --permutations and --debias are what to do about it.
 
+    Beside a share stands its 95 % bootstrap interval over images. With --taxonomy the report says how often the answer
+    is right at each level, and how often it is sure and right there. Where the memory does not hold all labels, since
+    its names were guessed, it says the clustering accuracy (cACC) and the likeness of names (sACC); --json always holds
+    them. `rarvision compare` tests whether two runs differ, from what --output wrote.
+
     \b
-    --json prints one object: n, failures, top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
+    --json prints one object: n, failures, top1, top1_interval, intervals, topk, recall, retrieval_top1, mean_per_class,
+      cacc, sacc, name_encoder, taxonomy, levels (by level: top1, top1_interval, summed, sure, sure_right),
+      sure (threshold, answered, right, right_interval),
       calibration_error, brier, auroc_right, call_rate, rejected, foreign, foreign_rejected,
       open_top1, unknown_auroc, unknown_fpr95, top1_accepted,
       statuses, fallback_rate, repaired_rate, retrieval_ms, ranking_ms, version, dataset, encoder,
       ranker, risk_coverage (shares answered, shares wrong), configuration
     Units: accuracies, recalls and rates (top1, top1_interval, topk, recall, retrieval_top1, mean_per_class,
-      fallback_rate, repaired_rate, call_rate, open_top1, unknown_fpr95, top1_accepted), calibration_error, brier and
-      the AUROCs lie between 0 and 1; n, failures, rejected, foreign, foreign_rejected and statuses count images;
-      retrieval_ms and ranking_ms are milliseconds an image
+      fallback_rate, repaired_rate, call_rate, open_top1, unknown_fpr95, top1_accepted, cacc, levels, sure),
+      calibration_error, brier and the AUROCs lie between 0 and 1; sacc is a mean cosine; n, failures, rejected,
+      foreign, foreign_rejected and statuses count images; retrieval_ms and ranking_ms are milliseconds an image
     --csv writes the same as a row, without configuration and risk_coverage: topk_1, statuses_ranked,
       top1_interval_low, …
     --audit-order with --json: n, failures, orders, seed, top1_mean, top1_min, top1_max, changing, agreement, picked,
@@ -81,11 +95,14 @@ def evaluate(
     """
     from rarvision.audit import audit_order as audit
     from rarvision.datasets import NameList, open_dataset
+    from rarvision.encoders import open_name_encoder
     from rarvision.evaluate import evaluate as measure
 
     models.set_max_pixels(path.max_pixels)
     _check_audit(audit_order, audit_seed, path, plot)
-    opened = open_dataset(dataset)
+    if audit_order is not None and (name_encoder != "spelling" or path.taxonomy is not None):
+        raise OptionError("--name-encoder and --taxonomy do not go with --audit-order, which reports the order alone")
+    opened = open_dataset(dataset, data_root=data_root)
     if isinstance(opened, NameList):
         raise DatasetError(f"{dataset}: holds names only; evaluation needs images with labels")
     with (
@@ -95,7 +112,8 @@ def evaluate(
         report: Report | OrderAudit
         run: dict[str, Any] = {"out": output, "resume": resume, "progress": lambda done, _total: bar.to(done)}
         if audit_order is None:
-            report = measure(recognizer, opened, **run)
+            names = open_name_encoder(name_encoder, encoder=recognizer.memory.encoder, device=path.device)
+            report = measure(recognizer, opened, **run, name_encoder=names)
         else:
             report = audit(recognizer, opened, orders=audit_order, seed=audit_seed, **run)
     if plot:
@@ -137,4 +155,5 @@ def _row(report: Report | OrderAudit) -> dict[str, Any]:
     row = {key: value for key, value in report.to_dict().items() if key not in ("configuration", "risk_coverage")}
     if "top1_interval" in row:
         row["top1_interval"] = dict(zip(("low", "high"), row["top1_interval"], strict=True))
+        row["intervals"] = {k: dict(zip(("low", "high"), v, strict=True)) for k, v in row["intervals"].items()}
     return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,8 +42,9 @@ SourcesArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[SOURCE]...",
-        help="A folder with a subfolder a category; a CSV or JSONL file of images and labels; a .txt file of names; "
-        "with --category: images, folders, globs, or - for a list of them on standard input.",
+        help="A folder with a subfolder a category; a CSV or JSONL file of images and labels; a table of the datasets "
+        "library; a public benchmark such as flowers102:train; a .txt file of names; with --category: images, folders, "
+        "globs, or - for a list of them on standard input.",
         show_default=False,
     ),
 ]
@@ -119,6 +121,7 @@ def create(
     vocabulary: VocabularyOption = False,
     synonyms: SynonymsOption = False,
     definitions: DefinitionsOption = False,
+    data_root: options.DataRootOption = None,
     batch_size: options.BatchSizeOption = 32,
     device: options.DeviceOption = "auto",
     max_pixels: options.MaxPixelsOption = None,
@@ -133,6 +136,7 @@ def create(
       rarvision memory create pets.memory train.csv --with-names --thumbnails 0
       rarvision memory create names.memory names.txt --template "a photo of a {}."
       rarvision memory create lvis.memory lvis_v1_val.json --vocabulary --synonyms --template clip-7
+      rarvision memory create pets.memory oxford_pets:train --shots 4 --with-names --data-root ~/data
     """
     from rarvision.memory.opening import create_memory
 
@@ -149,6 +153,7 @@ def create(
         vocabulary=vocabulary,
         synonyms=synonyms,
         definitions=definitions,
+        data_root=data_root,
     )
     created = create_memory(
         memory,
@@ -175,6 +180,7 @@ def add(
     vocabulary: VocabularyOption = False,
     synonyms: SynonymsOption = False,
     definitions: DefinitionsOption = False,
+    data_root: options.DataRootOption = None,
     encoder: options.EncoderOption = None,
     engine: Annotated[
         Engine, typer.Option("--engine", help="Where images are encoded: here, or by workers of Ray; see docs.")
@@ -224,6 +230,7 @@ def add(
         vocabulary=vocabulary,
         synonyms=synonyms,
         definitions=definitions,
+        data_root=data_root,
     )
     if engine is Engine.LOCAL and (ray_address is not None or workers is not None):
         raise OptionError("--ray-address and --workers go with --engine ray")
@@ -256,6 +263,7 @@ class _Additions:
         vocabulary: bool,
         synonyms: bool,
         definitions: bool,
+        data_root: Path | None,
     ) -> None:
         from rarvision.datasets import NameList, open_dataset
         from rarvision.encoders import check_templates
@@ -291,7 +299,7 @@ class _Additions:
                 "--category NAME, or give a CSV file of images and labels"
             )
         for source in sources:
-            opened = open_dataset(source)
+            opened = open_dataset(source, data_root=data_root)
             if isinstance(opened, NameList):
                 self.names += opened
                 continue

@@ -38,6 +38,14 @@ def fit(
         float,
         typer.Option("--keep-gain", metavar="SHARE", help="Share of the ranker's gain that a gate is to keep."),
     ] = 0.99,
+    sure_accuracy: Annotated[
+        float,
+        typer.Option(
+            "--sure-accuracy",
+            metavar="SHARE",
+            help="With --taxonomy: share of the sure answers, at whatever level, that is to be right.",
+        ),
+    ] = 0.95,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images.")] = 0,
     output: Annotated[
         Path | None,
@@ -60,13 +68,14 @@ def fit(
     Examples:
       rarvision fit --memory pets.memory --ranker http://localhost:8000/v1
       rarvision recognize photos/ -m pets.memory -r http://localhost:8000/v1 --gate auto --unknown auto
+      rarvision fit -m pets.memory -r http://localhost:8000/v1 --taxonomy breeds.csv    # then --sure auto
       rarvision fit -m pets.memory -r llava-hf/llava-1.5-7b-hf --strategy choice --output answers.jsonl --plot gate.svg
 
     \b
     --json prints one object: key, memory_content, mixed, alone (parameters with and without the ranker), mix
       (retrieval, ranker, mixed: shares of the images whose category was retrieved; log_loss, default_log_loss: nats;
       status), asked, missing, gate, gate_reason, curve,
-      measures, settings, version
+      measures, sure (taxonomy, threshold, target, accuracy, answered, images), sure_reason, settings, version
     """
     from rarvision.fitting import fit_recognizer
     from rarvision.judging import keep_fit
@@ -84,6 +93,7 @@ def fit(
             foreign_share=foreign,
             accepted=accepted,
             target=keep_gain,
+            sure_accuracy=sure_accuracy,
             seed=seed,
             keep=False,
             out=output,
@@ -92,7 +102,7 @@ def fit(
         if json:
             echo_json(found.to_dict())
         else:
-            print_table(("", ""), _rows(found))
+            print_table(("", ""), _rows(found, tree=path.taxonomy is not None))
         if not dry_run:
             keep_fit(recognizer.memory, found)
     say("nothing was kept (--dry-run)" if dry_run else f"kept with {path.memory} for this ranker and retrieval")
@@ -105,7 +115,7 @@ def fit(
 def _for_fitting(path: PathOptions) -> PathOptions:
     """The options without an older fit; refuses what fitting finds by itself, or would ignore."""
     usual = {item.name: item.default for item in fields(PathOptions)}
-    for name in ("gate", "unknown", "ranker_weight", "calibration"):
+    for name in ("gate", "unknown", "ranker_weight", "calibration", "sure"):
         if getattr(path, name) != usual[name]:
             raise OptionError(f"--{name.replace('_', '-')} does not go with fit, which finds it: leave it out")
     if path.repeats:
@@ -118,7 +128,7 @@ def _for_fitting(path: PathOptions) -> PathOptions:
     return replace(path, fit=False)
 
 
-def _rows(found: RankerFit) -> list[tuple[str, str]]:
+def _rows(found: RankerFit, *, tree: bool) -> list[tuple[str, str]]:
     mix, measures = found.mix, found.measures
     rows = [("status", _STATUS[mix.status]), ("questions answered", f"{found.asked:,}")]
     if found.missing:
@@ -144,7 +154,15 @@ def _rows(found: RankerFit) -> list[tuple[str, str]]:
         rows.append(("gate", f"asks about {found.gate.call_rate:.0%} of the images, keeps {kept}"))
     if found.gate_reason is not None and found.settings.get("ranker") is not None:
         rows.append(("gate", found.gate_reason))
-    return rows
+    return [*rows, *(_sure_rows(found) if tree else ())]
+
+
+def _sure_rows(found: RankerFit) -> list[tuple[str, str]]:
+    if found.sure is None:
+        return [("sure", f"no threshold: {found.sure_reason}")]
+    right = "" if found.sure.accuracy is None else f", {found.sure.accuracy:.1%} of them right"
+    told = f"{found.sure.answered:.1%} of the images{right} (cross-fitted)"
+    return [(f"sure from {found.sure.threshold:.1%} on", told)]
 
 
 _STATUS = {

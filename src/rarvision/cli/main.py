@@ -43,8 +43,8 @@ Recognise your own images from a few examples of each category:
 \b
 Exit codes:
   0    done
-  1    done, but something needs a look: images that failed, or what `memory verify` or
-       `tune check` found
+  1    done, but something needs a look: images that failed, or what `memory verify`,
+       `datasets check` or `tune check` found
   2    wrong usage, or an input that cannot be read
   3    the memory: missing, empty, damaged, or of another encoder
   4    a model: the encoder or the multimodal LLM cannot be loaded, does not answer or cannot be trained
@@ -145,15 +145,17 @@ def debug_first(arguments: list[str]) -> list[str]:
 
 
 def _register() -> None:
-    from rarvision.cli import demo, evaluate, fit, memory, recognize, regions, tune
+    from rarvision.cli import compare, datasets, demo, evaluate, fit, memory, recognize, regions, tune
 
     app.command("demo", short_help="See it work, offline, in a minute.")(demo.demo)
     app.command("recognize", short_help="Recognise images.")(recognize.recognize)
     app.command("evaluate", short_help="Measure accuracy on labelled images.")(evaluate.evaluate)
     app.command("regions", short_help="Recognise boxes of an image.")(regions.regions)
     app.command("evaluate-regions", short_help="Measure AP on annotated boxes.")(regions.evaluate_regions)
+    app.command("compare", short_help="Compare two evaluations.")(compare.compare)
     app.command("fit", short_help="Fit mix, gate and unknown on a memory.")(fit.fit)
     app.add_typer(memory.app, name="memory")
+    app.add_typer(datasets.app, name="datasets")
     app.add_typer(tune.app, name="tune")
 
 

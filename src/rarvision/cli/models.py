@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from rarvision.cli.levels import open_tree, read_sure
 from rarvision.cli.output import say
 from rarvision.cli.path import PathOptions
 from rarvision.cli.ranker_options import Debias, read_debias, read_permutations, read_ranker_options
@@ -257,6 +258,7 @@ def open_recognizer(
     weight, fitted = _weight(path.ranker_weight), _calibration(path.calibration)
     text_weight = _text_weight(path.text_weight)
     gate, reject = _switch("--gate", path.gate), _switch("--unknown", path.unknown)
+    sure = read_sure(path.sure, path.taxonomy)
     _check_ranker_is_named(path)
     if path.worked_example and path.repeats:
         raise OptionError("--worked-example does not go with --repeats: the example is an image that is left out")
@@ -304,10 +306,11 @@ def open_recognizer(
             calibration=fitted,
             fit="kept" if path.fit else None,
             **more,
+            taxonomy=open_tree(path.taxonomy, store),
         )
         if ranks is not None and ranker.debias is not None:
             ranks = _debiased(make(ranker=ranks), ranks, ranker.debias, some)
-        yield make(ranker=ranks, gate=gate, reject=reject)
+        yield make(ranker=ranks, gate=gate, reject=reject, sure=sure)
 
 
 def _debiased(

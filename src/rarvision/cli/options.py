@@ -20,6 +20,7 @@ __all__ = [
     "CalibrationOption",
     "ConstrainedOption",
     "CsvOption",
+    "DataRootOption",
     "DebiasOption",
     "DescriptionsOption",
     "DeviceOption",
@@ -37,6 +38,7 @@ __all__ = [
     "MemoryArgument",
     "MemoryOption",
     "Modality",
+    "NameEncoderOption",
     "NewEncoderOption",
     "NullOption",
     "OutputOption",
@@ -55,6 +57,8 @@ __all__ = [
     "RetrievalSourceOption",
     "Strategy",
     "StrategyOption",
+    "SureOption",
+    "TaxonomyOption",
     "TextWeightOption",
     "TimeoutOption",
     "UnknownOption",
@@ -400,12 +404,50 @@ MaxPixelsOption = Annotated[
     ),
 ]
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write a CSV table.")]
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        envvar="RARVISION_DATA_ROOT",
+        metavar="DIR",
+        help="The folder of all public benchmarks, for names such as flowers102:test (`rarvision datasets list`).",
+        show_default=False,
+    ),
+]
 NullOption = Annotated[
     bool, typer.Option("--null", "-0", help="The list on standard input is separated by NUL, not by lines.")
 ]
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write JSON lines as they come; given again, goes on."),
+]
+TaxonomyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--taxonomy",
+        metavar="FILE|metadata:KEY,KEY|fieldguide",
+        help="A tree over the categories, for answers at its levels: a CSV file with a column a level, the coarsest "
+        "first and the categories last; a JSON file; keys of the memory's metadata, the coarsest first; or the field "
+        "guide's.",
+        show_default=False,
+    ),
+]
+SureOption = Annotated[
+    str,
+    typer.Option(
+        "--sure",
+        metavar="P|auto",
+        help="With --taxonomy: the answer is the deepest level of at least this probability; auto as `fit` found.",
+    ),
+]
+NameEncoderOption = Annotated[
+    str,
+    typer.Option(
+        "--name-encoder",
+        metavar="spelling|memory|MODEL|FOLDER",
+        help="What the likeness of names (sACC) is computed with: their spelling, which knows no meaning; the memory's "
+        "text tower; or a sentence encoder, the paper's being sentence-transformers/all-mpnet-base-v2.",
+    ),
 ]
 ResumeOption = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with an existing --output FILE, or start it anew.")

@@ -28,6 +28,8 @@ class PathOptions:
     gate: options.GateOption = "off"
     unknown: options.UnknownOption = "off"
     fit: options.FitOption = True
+    taxonomy: options.TaxonomyOption = None
+    sure: options.SureOption = "0.9"
     permutations: options.PermutationsOption = "1"
     debias: options.DebiasOption = None
     exemplars: options.ExemplarsOption = 0

@@ -12,6 +12,7 @@ import typer
 
 from rarvision.cli import models, options
 from rarvision.cli.inputs import STDIN, image_paths
+from rarvision.cli.levels import level_rows, levels_record, sure_text
 from rarvision.cli.output import Bar, CsvFile, ResultFile, echo_json, print_table, printable, progress, say, show
 from rarvision.cli.path import PathOptions, spread
 
@@ -60,6 +61,8 @@ def recognize(
       ranking {strategy, status, reason, raw, unanswered}, retrieval_ms, ranking_ms      or: source, error
     unknown is true where the answer is "unknown" (--unknown); label is then the least unlikely candidate. fit says what
     the probabilities rest on: fitted, partial, stale (the memory has changed since), unfitted, given (--calibration)
+    with --taxonomy also levels [level, name, probability], the most probable group at each level, coarsest first; sure,
+    the deepest of them of at least the probability that --sure says, or null; outside, candidates that the tree lacks
     ranking.status is ranked, repaired, fallback or skipped (--gate); unanswered is true where it fell back because no
     answer came, and false where one came that could not be read; all are null where there is no ranker
     Probabilities are shares from 0 to 1, similarity is a cosine or a fusion of cosines, times are milliseconds
@@ -170,6 +173,7 @@ def record_of(outcome: Prediction | RecognitionFailure) -> dict[str, Any]:
             "raw": ranking.raw if ranking else None,
             "unanswered": ranking.unanswered if ranking else None,
         },
+        **levels_record(outcome),
         "retrieval_ms": round(outcome.retrieval_ms, 3),
         "ranking_ms": round(outcome.ranking_ms, 3),
     }
@@ -179,9 +183,23 @@ def _rounded(value: float) -> float:
     return round(value, 6)
 
 
+_SURE = ("sure_level", "sure_name", "sure_probability")
+
+
 def _columns(k: int) -> list[str]:
     each = [f"{field}_{number}" for number in range(1, k + 1) for field in ("candidate", "similarity", "probability")]
-    return ["source", "label", "probability", "unknown_probability", "unknown", "status", "reason", "error", *each]
+    return [
+        "source",
+        "label",
+        "probability",
+        "unknown_probability",
+        "unknown",
+        *_SURE,
+        "status",
+        "reason",
+        "error",
+        *each,
+    ]
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,6 +207,8 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         return {"source": record["source"], "error": record["error"]}
     row = {key: record[key] for key in ("source", "label", "probability", "unknown_probability", "unknown")}
     row |= {key: record["ranking"][key] for key in ("status", "reason")}
+    if sure := record.get("sure"):
+        row |= dict(zip(_SURE, (sure["level"], sure["name"], sure["probability"]), strict=True))
     for number, candidate in enumerate(record["candidates"], start=1):
         row[f"candidate_{number}"] = candidate["category"]
         row[f"similarity_{number}"] = candidate["similarity"]
@@ -210,13 +230,15 @@ def _show(record: Mapping[str, Any], *, alone: bool) -> None:
         none = (UNKNOWN if record["unknown"] else "none of these", _percent(record["unknown_probability"]), "")
         rows.insert(0 if record["unknown"] else len(rows), none)
         print_table(("category", "probability", "similarity"), rows, title=record["source"] + note)
+        if levels := level_rows(record):
+            print_table(("level", "group", "probability"), levels)
         return
     others = ", ".join(f"{c['category']} {_percent(c['probability'])}" for c in record["candidates"][1:3])
     line = f"{record['source']}: {record['label']} {_percent(record['probability'])}"
     if record["unknown"]:
         line = f"{record['source']}: unknown {_percent(record['unknown_probability'])}"
         others = ", ".join(f"{c['category']} {_percent(c['probability'])}" for c in record["candidates"][:2])
-    show(printable(line + (f"   ({others})" if others else "") + note))
+    show(printable(line + (f"   ({others})" if others else "") + sure_text(record) + note))
 
 
 UNKNOWN = "unknown"

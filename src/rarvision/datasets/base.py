@@ -47,8 +47,8 @@ class Dataset(abc.ABC):
         """Source, label and metadata of each sample, in a fixed order; opens no image."""
 
     @abc.abstractmethod
-    def _image(self, index: int) -> Path | Image:
-        """The image of sample ``index`` (0 to ``len(self) - 1``): a path, or a decoded RGB image."""
+    def _image(self, index: int) -> Path | bytes | Image:
+        """The image of sample ``index`` (0 to ``len(self) - 1``): a path, a file's bytes, or a decoded RGB image."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -173,5 +173,5 @@ class Subset(Dataset):
             raise IndexError(f"{self.name} has {len(self)} samples, asked for number {index}")
         return self.parent[self.indices[index]]  # which may know more than its item, such as a box that is drawn
 
-    def _image(self, index: int) -> Path | Image:
+    def _image(self, index: int) -> Path | bytes | Image:
         return self.parent[self.indices[index]].image

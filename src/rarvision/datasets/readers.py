@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +10,15 @@ from typing import Any, final, overload
 from PIL.Image import Image
 
 from rarvision.datasets.base import Dataset, Item
+from rarvision.datasets.files import IMAGE_COLUMNS, LABEL_COLUMNS, Row, csv_rows, jsonl_rows, missing, read_text
+from rarvision.datasets.hub import is_table
 from rarvision.errors import DatasetError, InputError
 from rarvision.images import iter_image_paths
 from rarvision.types import Box, box_suffix, check_box
 
 __all__ = ["CSVDataset", "ImageFolder", "JSONLDataset", "NameList", "open_dataset"]
 
-_IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "source")
 _BOX_COLUMN = "box_xyxy"
-_LABEL_COLUMNS = ("label", "category", "class", "class_name", "classname", "name")
 
 
 @final
@@ -34,15 +30,17 @@ class ImageFolder(Dataset):
         rename: Turns a folder's name into the category's name, for example ``lambda name: name.replace("_", " ")``.
 
     Raises:
-        DatasetError: There is no such folder, it holds no images, or images lie outside a category's folder.
+        DatasetError: There is no such folder, it holds no images, images lie outside a category's folder, or ``rename``
+            gives two folders one name.
     """
 
     def __init__(self, root: str | Path, *, rename: Callable[[str], str] | None = None) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DatasetError(_missing(self.root, "folder"))
+            raise DatasetError(missing(self.root, "folder"))
         self._paths: list[Path] = []
         items: list[Item] = []
+        folders: dict[str, str] = {}
         for path in iter_image_paths([self.root]):
             if path == self.root:
                 raise DatasetError(f"{self.root}: no images in it; expected {self.root}/CATEGORY/IMAGE.jpg")
@@ -55,6 +53,9 @@ class ImageFolder(Dataset):
             label = rename(parts[0]) if rename else parts[0]
             if not label.strip():
                 raise DatasetError(f"{path.parent}: the category's name is blank")
+            other = folders.setdefault(label, parts[0])
+            if other != parts[0]:
+                raise DatasetError(f"{self.root}: the folders {other!r} and {parts[0]!r} are both named {label!r}")
             self._paths.append(path)
             items.append(Item(source=str(path), label=label))
         self._items = tuple(items)
@@ -103,7 +104,7 @@ class CSVDataset(Dataset):
         self.path = Path(path)
         self._paths, self._items = _collect(
             self.path,
-            _csv_rows(self.path),
+            csv_rows(self.path),
             image_column=image_column,
             label_column=label_column,
             root=self.path.parent if root is None else Path(root),
@@ -146,7 +147,7 @@ class JSONLDataset(Dataset):
         self.path = Path(path)
         self._paths, self._items = _collect(
             self.path,
-            _jsonl_rows(self.path),
+            jsonl_rows(self.path),
             image_column=image_key,
             label_column=label_key,
             root=self.path.parent if root is None else Path(root),
@@ -182,7 +183,7 @@ class NameList(Sequence[str]):
     def __init__(self, source: str | Path | Iterable[str]) -> None:
         if isinstance(source, (str, Path)):
             self.name = Path(source).stem
-            lines: Iterable[str] = _read_text(Path(source)).split("\n")
+            lines: Iterable[str] = read_text(Path(source)).split("\n")
         else:
             self.name = "names"
             lines = source
@@ -204,82 +205,59 @@ class NameList(Sequence[str]):
         return self._names[index]
 
 
-def open_dataset(path: str | Path) -> Dataset | NameList:
-    """Open what a path looks like: a folder tree, ``.csv``/``.tsv``, ``.jsonl``/``.ndjson``, or ``.txt`` of names.
+def open_dataset(path: str | Path, *, data_root: str | Path | None = None) -> Dataset | NameList:
+    """Open what a path looks like, or a public benchmark by its name.
+
+    A folder tree, ``.csv``/``.tsv``, ``.jsonl``/``.ndjson``, ``.txt`` of names; a table that the `datasets` library
+    saved, or Parquet files of it (a folder with several splits: its path with ``:SPLIT``). What is there under a path
+    comes before a benchmark of that name.
+
+    Args:
+        path: The path, or a name such as ``flowers102:test``; see `rarvision.datasets.open_benchmark`.
+        data_root: The folder of all benchmarks; by default the environment variable ``RARVISION_DATA_ROOT``.
 
     Raises:
         DatasetError: It is none of these, or not as documented.
+        OptionError: A benchmark without such a split.
+        MissingExtraError: An optional dependency is needed to read it.
     """
-    path = Path(path)
+    text, path = str(path), Path(path)
     if path.is_dir():
-        return ImageFolder(path)
+        return _open_table(path) if is_table(path) else ImageFolder(path)
     if not path.exists():
-        raise DatasetError(_missing(path, "file or folder"))
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return CSVDataset(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return JSONLDataset(path)
-    if suffix == ".txt":
-        return NameList(path)
-    hint = "; the categories of an annotation file go into a memory with --vocabulary" if suffix == ".json" else ""
-    raise DatasetError(
-        f"{path}: expected a folder with a subfolder a category, a .csv/.tsv or .jsonl file of images and labels, "
-        f"or a .txt file of names{hint}"
-    )
+        place, _, split = text.rpartition(":")
+        if place and Path(place).is_dir() and is_table(Path(place)):
+            return _open_table(Path(place), split)
+        from rarvision.datasets.benchmarks import names_benchmark, open_benchmark
+
+        if not names_benchmark(text):
+            raise DatasetError(missing(path, "file or folder"))
+        return open_benchmark(text, data_root)
+    opener = _OPENERS.get(path.suffix.lower())
+    if opener is None:
+        json = path.suffix.lower() == ".json"
+        hint = "; the categories of an annotation file go into a memory with --vocabulary" if json else ""
+        raise DatasetError(
+            f"{path}: expected a folder with a subfolder a category, a .csv/.tsv or .jsonl file of images and labels, "
+            f"a .parquet file or a folder that datasets saved, or a .txt file of names{hint}"
+        )
+    return opener(path)
 
 
-def _missing(path: Path, kind: str) -> str:
-    message = f"{path}: no such {kind}"
-    try:
-        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    except OSError:
-        return message
-    return f"{message}; did you mean {path.parent / near[0]}?" if near else message
+def _open_table(path: Path, split: str | None = None) -> Dataset:
+    from rarvision.datasets.hub import HubDataset, load_table
+
+    return HubDataset(load_table(path, split), name=str(path) if split is None else f"{path}:{split}")
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DatasetError(_missing(path, "file")) from None
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-_Row = tuple[int, Mapping[str, Any]]
-
-
-def _csv_rows(path: Path) -> Iterator[_Row]:
-    text = _read_text(path)
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)  # the first of equals: a comma
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise DatasetError(
-                    f"{path}, line {reader.line_num}: the row has another number of fields than the header "
-                    f"({', '.join(reader.fieldnames or ())}); quote fields that hold {delimiter!r}"
-                )
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DatasetError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DatasetError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DatasetError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-        yield number, row
+_OPENERS: Mapping[str, Callable[[Path], Dataset | NameList]] = {
+    ".csv": CSVDataset,
+    ".tsv": CSVDataset,
+    ".jsonl": JSONLDataset,
+    ".ndjson": JSONLDataset,
+    ".txt": NameList,
+    ".parquet": _open_table,
+}
 
 
 def _column(path: Path, keys: Iterable[str], given: str | None, usual: Sequence[str], *, what: str) -> str | None:
@@ -293,16 +271,16 @@ def _column(path: Path, keys: Iterable[str], given: str | None, usual: Sequence[
 
 
 def _collect(
-    path: Path, rows: Iterable[_Row], *, image_column: str | None, label_column: str | None, root: Path
+    path: Path, rows: Iterable[Row], *, image_column: str | None, label_column: str | None, root: Path
 ) -> tuple[list[Path], tuple[Item, ...]]:
     paths: list[Path] = []
     items: list[Item] = []
     for number, row in rows:
         where = f"{path}, line {number}"
-        image = _column(path, row, image_column, _IMAGE_COLUMNS, what="image")
+        image = _column(path, row, image_column, IMAGE_COLUMNS, what="image")
         if image is None:
-            raise DatasetError(f"{where}: no image path; name it one of {', '.join(_IMAGE_COLUMNS)}; got {list(row)}")
-        label = label_column if label_column in row else _column(path, row, None, _LABEL_COLUMNS, what="label")
+            raise DatasetError(f"{where}: no image path; name it one of {', '.join(IMAGE_COLUMNS)}; got {list(row)}")
+        label = label_column if label_column in row else _column(path, row, None, LABEL_COLUMNS, what="label")
         if label_column is not None and label_column not in row:
             raise DatasetError(f"{where}: no label column {label_column!r}; it has {', '.join(map(repr, row))}")
         paths.append(root / _text(row[image], where=where, what=image))

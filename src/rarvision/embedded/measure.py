@@ -23,6 +23,7 @@ from rarvision.embedded.training.images import normalised, split_codes
 from rarvision.encoders import TransformersEncoder
 from rarvision.images import load_image
 from rarvision.memory import LocalMemory
+from rarvision.metrics import recall_at_k, topk_accuracy
 from rarvision.pipeline import Recognizer
 from rarvision.ranking import NAMING_PROMPT, Ranker
 from rarvision.retrieval import Retriever
@@ -66,7 +67,7 @@ class Row:
 
 
 def _accuracy(predictions: Sequence[Prediction], labels: Sequence[str]) -> float:
-    return 100 * float(np.mean([p.label == label for p, label in zip(predictions, labels, strict=True)]))
+    return 100 * topk_accuracy([[prediction.label] for prediction in predictions], labels)
 
 
 @cache
@@ -141,8 +142,8 @@ class _World:
     def retrieval(self, **options: object) -> tuple[float, float]:
         """Top-1 and recall@5 of retrieval alone."""
         predictions = self.recognise(Retriever(self.memory, k=K, **options), None)  # type: ignore[arg-type]
-        hits = [label in p.retrieved for p, label in zip(predictions, self.labels, strict=True)]
-        return _accuracy(predictions, self.labels), 100 * float(np.mean(hits))
+        recall = recall_at_k([prediction.retrieved for prediction in predictions], self.labels, k=K)
+        return _accuracy(predictions, self.labels), 100 * recall
 
     def tower(self, domain: str) -> dict[str, float]:
         """1-NN, class means and the attribute probe on the MLLM's own vision tower."""

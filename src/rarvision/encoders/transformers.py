@@ -18,7 +18,7 @@ from rarvision.encoders.pixels import PixelPlan
 from rarvision.errors import EncoderError, OptionError
 from rarvision.images import Picture
 
-__all__ = ["TransformersEncoder"]
+__all__ = ["TransformersEncoder", "device_of"]
 
 _FAMILIES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
 _PREPROCESSING = (
@@ -67,7 +67,7 @@ class TransformersEncoder(Encoder):
         self._revision = revision
         self._batch = batch_size_of(batch_size)
         self._family = self._read_family()
-        self._model, self._processor, self._tokenizer = self._load(_dtype(dtype), _device(device))
+        self._model, self._processor, self._tokenizer = self._load(_dtype(dtype), device_of(device))
         self._plan = PixelPlan.of(self._processor)
         text_config = self._model.config.text_config
         self._text_length = int(text_config.max_position_embeddings)
@@ -284,7 +284,8 @@ def _dtype(name: str) -> Any:
     return names[name]
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """``auto`` is an accelerator where there is one; anything else as torch knows it."""
     import torch
 
     if name != "auto":

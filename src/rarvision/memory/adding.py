@@ -175,13 +175,15 @@ def hash_sample(sample: Sample) -> tuple[Sample, NewEntry | InputError]:
         return sample, error
 
 
-def content_hash(image: Path | Image.Image, box: Box | None) -> bytes:
+def content_hash(image: Path | bytes | Image.Image, box: Box | None) -> bytes:
     """SHA-256 of a file's bytes, or of a decoded image's mode, size and pixels; and of the box, where there is one."""
     whole = _image_hash(image)
     return whole if box is None else hashlib.sha256(whole + struct.pack("<4d", *box)).digest()
 
 
-def _image_hash(image: Path | Image.Image) -> bytes:
+def _image_hash(image: Path | bytes | Image.Image) -> bytes:
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
     if isinstance(image, Image.Image):
         head = f"{image.mode} {image.size}".encode()
         return hashlib.sha256(head + image.tobytes()).digest()

@@ -22,7 +22,7 @@ __all__ = ["DatasetImages", "MemoryImages"]
 
 @final
 class DatasetImages:
-    """A dataset's own files; what it draws or cuts out is written to a folder as PNG.
+    """A dataset's own files; what it draws, cuts out or holds in a table is written to a folder as PNG.
 
     Args:
         dataset: Its samples' sources are the entries'.
@@ -80,7 +80,7 @@ class MemoryImages:
         return _write(self._folder, jpeg, ".jpg")
 
 
-def _png(image: Path | Image.Image, box: Box | None) -> bytes:
+def _png(image: Path | bytes | Image.Image, box: Box | None) -> bytes:
     loaded = load_image(image)
     part = loaded if box is None else Picture.of(loaded).cropped(box).whole()
     buffer = io.BytesIO()

@@ -21,7 +21,7 @@ from rarvision.memory import Memory
 from rarvision.memory.adding import box_of, content_hash
 from rarvision.tuning.looks import BITS, THRESHOLD, look_alikes, look_of
 from rarvision.tuning.manifest import iter_manifest
-from rarvision.types import Box, box_suffix
+from rarvision.types import Box, Sample, box_suffix
 
 __all__ = ["ImagePair", "ImageSet", "LeakageReport", "Overlap", "Role", "check_leakage", "image_set", "normalised_name"]
 
@@ -198,14 +198,20 @@ def image_set(
         with source.snapshot():
             return reading.of(_memory_images(source), source.categories())
     if isinstance(source, Dataset):
-        samples = (_Waiting(s.source, image=s.image, box=s.box_xyxy) for s in source)
-        return reading.of(samples, source.categories)
+        return reading.of(map(_waiting, source), source.categories)
     images: dict[Path, None] = {}
     names: dict[str, None] = {}
     for example in iter_manifest(source):
         images.setdefault(example.image)
         names.update(dict.fromkeys(example.candidates))
     return reading.of((_Waiting(str(path), image=path) for path in images), names)
+
+
+def _waiting(sample: Sample) -> _Waiting:
+    """A dataset's sample; bytes are a file's own here, unlike a memory's thumbnail, and are compared as such."""
+    given = isinstance(sample.image, bytes)
+    content = content_hash(sample.image, sample.box_xyxy) if given else None
+    return _Waiting(sample.source, image=sample.image, box=sample.box_xyxy, content=content)
 
 
 def check_leakage(

@@ -1,103 +1,22 @@
-"""How good predictions are: pure functions over names and numbers."""
+"""How much stated probabilities are worth: calibration, Brier score, AUROC, risk and coverage."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from rarvision.errors import InputError, OptionError
+from rarvision.metrics.pairs import check_pairs
 
 __all__ = [
     "area_under_roc",
-    "bootstrap_interval",
     "brier_score",
     "expected_calibration_error",
     "false_positive_rate_at",
-    "mean_per_class_accuracy",
-    "recall_at_k",
     "risk_coverage",
-    "topk_accuracy",
 ]
-
-_BLOCK = 4_000_000  # resampled values held at once
-
-
-def _check_pairs(first: Sequence[object] | np.ndarray, second: Sequence[object] | np.ndarray, what: str) -> None:
-    if len(first) != len(second):
-        raise InputError(f"expected as many {what}: got {len(first)} and {len(second)}")
-    if len(first) == 0:
-        raise InputError(f"expected at least one of the {what}, got none")
-
-
-def topk_accuracy(ranked: Sequence[Sequence[str]], labels: Sequence[str], *, k: int = 1) -> float:
-    """Share of images whose label is among the first k names of the answer, 0 to 1.
-
-    Args:
-        ranked: Names for each image, most probable first; an empty list is a miss.
-        labels: The true names.
-        k: How many names count.
-    """
-    _check_pairs(ranked, labels, "answers and labels")
-    if k < 1:
-        raise OptionError(f"k must be at least 1, got {k}")
-    return sum(label in names[:k] for names, label in zip(ranked, labels, strict=True)) / len(labels)
-
-
-def recall_at_k(retrieved: Sequence[Sequence[str]], labels: Sequence[str], *, k: int = 5) -> float:
-    """Share of images whose label is among the first k names that retrieval found, 0 to 1.
-
-    The upper bound of what ranking can reach. Where ``retrieved`` repeats names (the paper's mode, k nearest images),
-    a repeat takes a place.
-
-    Source: the paper's Fig. 9 and Table 8.
-    """
-    return topk_accuracy(retrieved, labels, k=k)
-
-
-def mean_per_class_accuracy(predicted: Sequence[str | None], labels: Sequence[str]) -> float:
-    """Top-1 accuracy of each true category, averaged over the categories, 0 to 1; None is a miss."""
-    _check_pairs(predicted, labels, "answers and labels")
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for guess, label in zip(predicted, labels, strict=True):
-        hits[label].append(guess == label)
-    return sum(sum(values) / len(values) for values in hits.values()) / len(hits)
-
-
-def bootstrap_interval(
-    values: Sequence[float] | Float[np.ndarray, " n"] | Bool[np.ndarray, " n"],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, resampling images.
-
-    Args:
-        values: One value an image, such as 1.0 for right and 0.0 for wrong.
-        confidence: Share of resampled means inside, 0 to 1 exclusive.
-        resamples: Number of resamples.
-        seed: Of the resampling.
-
-    Returns:
-        Lower and upper end.
-    """
-    data = np.asarray(values, dtype=np.float64)
-    if data.size == 0:
-        raise InputError("expected at least one value, got none")
-    if not 0.0 < confidence < 1.0 or resamples < 1:
-        raise OptionError(f"confidence must lie in (0, 1) and resamples be at least 1, got {confidence}, {resamples}")
-    rng = np.random.default_rng(seed)
-    distinct, counts = np.unique(data, return_counts=True)
-    rows = max(1, _BLOCK // len(distinct))
-    means = [
-        rng.multinomial(data.size, counts / data.size, size=min(rows, resamples - start)) @ distinct / data.size
-        for start in range(0, resamples, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def expected_calibration_error(
@@ -114,7 +33,7 @@ def expected_calibration_error(
         bins: Number of bins over [0, 1]; a probability of 1 belongs to the last.
     """
     stated, right = np.asarray(probabilities, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    _check_pairs(stated, right, "probabilities and outcomes")
+    check_pairs(stated, right, "probabilities and outcomes")
     if bins < 1:
         raise OptionError(f"bins must be at least 1, got {bins}")
     if stated.min() < 0.0 or stated.max() > 1.0 + 1e-6:
@@ -134,7 +53,7 @@ def brier_score(
         correct: Whether each answer was right.
     """
     stated, right = np.asarray(probabilities, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    _check_pairs(stated, right, "probabilities and outcomes")
+    check_pairs(stated, right, "probabilities and outcomes")
     return float(((stated - right) ** 2).mean())
 
 
@@ -155,7 +74,7 @@ def area_under_roc(
         0.625
     """
     given, flags = np.asarray(values, dtype=np.float64), np.asarray(positive, dtype=bool)
-    _check_pairs(given, flags, "values and flags")
+    check_pairs(given, flags, "values and flags")
     positives = int(flags.sum())
     negatives = len(flags) - positives
     if not positives or not negatives:
@@ -184,7 +103,7 @@ def false_positive_rate_at(
     Source: FPR at 95 % TPR, as out-of-distribution detection reports it.
     """
     given, flags = np.asarray(values, dtype=np.float64), np.asarray(positive, dtype=bool)
-    _check_pairs(given, flags, "values and flags")
+    check_pairs(given, flags, "values and flags")
     if not 0.0 < true_positive_rate <= 1.0:
         raise OptionError(f"true_positive_rate must lie above 0 and at most at 1, got {true_positive_rate}")
     if flags.all() or not flags.any():
@@ -208,7 +127,7 @@ def risk_coverage(
         curve (AURC); lower is better.
     """
     sure, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    _check_pairs(sure, right, "confidences and outcomes")
+    check_pairs(sure, right, "confidences and outcomes")
     order = np.argsort(-sure, kind="stable")
     ends = np.flatnonzero(np.concatenate((np.diff(sure[order]) < 0, [True])))
     given = ends + 1.0
