@@ -49,7 +49,7 @@ def test_failures_that_stay(fault, match):
         assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("header", ["0.4", formatdate(time.time() + 2, usegmt=True)])
+@pytest.mark.parametrize("header", ["0.4", formatdate(time.time() + 2, usegmt=True)], ids=["seconds", "date"])
 def test_retry_after_is_honoured(header):
     if "," in header:
         header = formatdate(time.time() + 2, usegmt=True)  # whole seconds: at least one from now

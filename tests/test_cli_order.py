@@ -20,7 +20,7 @@ def biased(run, monkeypatch):
     del run
     scores = {"blue": -20.0, "red": -20.5, "green": -21.0, "yellow": -21.5, "white": -22.0}
     chat = FakeChat(scores, place_bias=(9.0,), name="biased chat")
-    monkeypatch.setattr(models, "_open_chat", lambda *_, **__: chat)
+    monkeypatch.setattr(models, "open_mllm", lambda *_, **__: chat)
     return chat
 
 
@@ -108,7 +108,7 @@ def test_a_strategy_that_turns_out_to_be_generate(run, memory, tree, monkeypatch
     from rarvision.chat import Capabilities
 
     served = Capabilities(option_log_probs=False, continuation_log_probs=False, list_constraint=False)
-    monkeypatch.setattr(models, "_open_chat", lambda *_, **__: FakeChat(capabilities=served))
+    monkeypatch.setattr(models, "open_mllm", lambda *_, **__: FakeChat(capabilities=served))
     result = run("evaluate", tree, "-m", memory, "-r", "http://host/v1", "--debias", "3", code=2)
     assert "--strategy auto is generate here, which gives no log-probabilities" in result.stderr
     result = run("evaluate", tree, "-m", memory, "-r", "http://host/v1", "-s", "choice", "--permutations", "2", code=4)

@@ -115,7 +115,7 @@ def test_options_that_contradict(run, memory, photos, extra, message):
     assert result.stdout == ""
 
 
-OPEN_CHAT = models._open_chat  # before it is replaced by a fake
+OPEN_CHAT = models.open_mllm  # before it is replaced by a fake
 SERVED, LOCAL = ["--ranker", "http://host/v1"], ["--ranker", "some/mllm"]
 
 
@@ -145,7 +145,7 @@ def test_ranker_options_that_are_refused(run, memory, photos, extra, message):
 
 
 def test_ranker_options_reach_the_server(memory, photos, monkeypatch):
-    monkeypatch.setattr(models, "_open_chat", OPEN_CHAT)
+    monkeypatch.setattr(models, "open_mllm", OPEN_CHAT)
     settings = {
         "guided": "regex",
         "max_tokens": "77",
@@ -172,7 +172,7 @@ def test_ranker_options_reach_a_local_model(monkeypatch):
     monkeypatch.setattr(models, "quiet_transformers", lambda: None)
     more = read_ranker_options(["dtype=bfloat16", 'device_map={"": "cpu"}', "max_tokens=3"], served=False)
     wanted = models.RankerOptions(spec="some/mllm", strategy="generate", more=more)
-    models._open_chat(wanted, device="auto", batch_size=4)
+    models.open_mllm(wanted, device="auto", batch_size=4)
     assert (seen["dtype"], seen["device_map"]) == ("bfloat16", {"": "cpu"})
     assert "max_tokens" not in seen
 

@@ -34,6 +34,7 @@ __all__ = [
     "is_main_process",
     "local_mllm",
     "open_encoder",
+    "open_mllm",
     "open_ranker",
     "open_recognizer",
     "quiet_transformers",
@@ -182,7 +183,7 @@ def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int 
     from rarvision.ranking import Ranker
 
     ranker = Ranker(
-        _open_chat(wanted, device=device, batch_size=batch_size),
+        open_mllm(wanted, device=device, batch_size=batch_size),
         strategy=cast("Any", wanted.strategy),
         constrained=wanted.constrained,
         prompt=template,
@@ -203,7 +204,8 @@ def open_ranker(wanted: RankerOptions, *, device: str = "auto", batch_size: int 
     return ranker
 
 
-def _open_chat(wanted: RankerOptions, *, device: str, batch_size: int) -> Chat:
+def open_mllm(wanted: RankerOptions, *, device: str = "auto", batch_size: int = 8) -> Chat:
+    """Load the MLLM of a ranker, or connect to it."""
     more = {name: value for name, value in wanted.more.items() if name not in ("max_tokens", "blank_weight")}
     if wanted.served:
         from rarvision.chat import open_chat

@@ -118,10 +118,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
 
 class Bar:
-    """How far a command is; does nothing by itself."""
+    """How far a command is; does nothing by itself. ``name`` changes the label."""
 
-    def __init__(self, show: Callable[[int], None] = lambda _done: None) -> None:
-        self._show = show
+    def __init__(
+        self, show: Callable[[int], None] = lambda _done: None, name: Callable[[str], None] = lambda _label: None
+    ) -> None:
+        self._show, self.name = show, name
         self.done = 0
 
     def to(self, done: int) -> None:
@@ -175,7 +177,7 @@ def progress(label: str, *, total: int | None, quiet: bool, unit: str = "images"
             if elapsed:  # the mean: results come in batches, of which the newest alone would say nothing
                 bar.update(task, rate=f"{done / elapsed:,.1f} {unit}/s")
 
-        yield Bar(show)
+        yield Bar(show, lambda label: bar.update(task, description=printable(label)))
 
 
 class ResultFile:

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+from rarvision.experiments.claims import Verdict, judge
+from rarvision.experiments.kinds import carry_out
+from rarvision.experiments.lab import Cell, Lab, embedded_lab
+from rarvision.experiments.methods import METHODS, Method
 from rarvision.experiments.outcomes import Outcome, append_outcome, mean_over_seeds, read_outcomes
+from rarvision.experiments.running import (
+    EXPERIMENT,
+    OUTCOMES,
+    cells_of,
+    check_folder,
+    read_configuration,
+    run_experiment,
+)
 from rarvision.experiments.spec import Axis, Claim, Column, Kind, Metric, Plot, Row, Spec
+from rarvision.experiments.specs import ALIASES, EXPERIMENTS, Edition, spec_of
+from rarvision.experiments.worlds import BenchmarkWorld, FieldGuideWorld, Task, World
 
 __all__ = [
+    "ALIASES",
+    "EXPERIMENT",
+    "EXPERIMENTS",
+    "METHODS",
+    "OUTCOMES",
     "Axis",
+    "BenchmarkWorld",
+    "Cell",
     "Claim",
     "Column",
+    "Edition",
+    "FieldGuideWorld",
     "Kind",
+    "Lab",
+    "Method",
     "Metric",
     "Outcome",
     "Plot",
     "Row",
     "Spec",
+    "Task",
+    "Verdict",
+    "World",
     "append_outcome",
+    "carry_out",
+    "cells_of",
+    "check_folder",
+    "embedded_lab",
+    "judge",
     "mean_over_seeds",
+    "read_configuration",
     "read_outcomes",
+    "run_experiment",
+    "spec_of",
 ]
