@@ -291,7 +291,7 @@ def _lab(folder: Path, world: World, chosen: ExperimentOptions) -> Iterator[Lab]
     ranker |= {key: value for key, value in wanted.more.items() if key in ("max_tokens", "blank_weight")}
     other = chosen.other_ranker
     embedded = chosen.encoder is None and chosen.ranker is None and chosen.field_guide
-    load = {"device": chosen.device, "batch_size": chosen.batch_size}
+    load: dict[str, Any] = {"device": chosen.device, "batch_size": chosen.batch_size}
     with Lab(
         folder=folder,
         world=world,
@@ -384,7 +384,10 @@ def _tell(folder: Path, spec: Spec, *, quiet: bool, json: bool) -> None:
             }
         )
         return
-    show(found.table.to_text())
+    show(f"{spec.name}: {spec.title}")
+    print_table(found.table.head, found.table.rows())
+    for note in found.table.notes:
+        show(f"- {note}")
     for verdict in found.verdicts:
         show(f"{verdict.verdict}: {verdict.text} {verdict.evidence}")
     if not quiet:

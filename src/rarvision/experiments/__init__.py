@@ -7,6 +7,8 @@ from rarvision.experiments.kinds import carry_out
 from rarvision.experiments.lab import Cell, Lab, embedded_lab
 from rarvision.experiments.methods import METHODS, Method
 from rarvision.experiments.outcomes import Outcome, append_outcome, mean_over_seeds, read_outcomes
+from rarvision.experiments.paper import Published, published
+from rarvision.experiments.reports import Rebuilt, rebuild_report
 from rarvision.experiments.running import (
     EXPERIMENT,
     OUTCOMES,
@@ -17,6 +19,7 @@ from rarvision.experiments.running import (
 )
 from rarvision.experiments.spec import Axis, Claim, Column, Kind, Metric, Plot, Row, Spec
 from rarvision.experiments.specs import ALIASES, EXPERIMENTS, Edition, spec_of
+from rarvision.experiments.tables import Table, measured_part
 from rarvision.experiments.worlds import BenchmarkWorld, FieldGuideWorld, Task, World
 
 __all__ = [
@@ -38,8 +41,11 @@ __all__ = [
     "Metric",
     "Outcome",
     "Plot",
+    "Published",
+    "Rebuilt",
     "Row",
     "Spec",
+    "Table",
     "Task",
     "Verdict",
     "World",
@@ -50,8 +56,11 @@ __all__ = [
     "embedded_lab",
     "judge",
     "mean_over_seeds",
+    "measured_part",
+    "published",
     "read_configuration",
     "read_outcomes",
+    "rebuild_report",
     "run_experiment",
     "spec_of",
 ]

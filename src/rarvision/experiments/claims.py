@@ -60,7 +60,7 @@ def judge(spec: Spec, outcomes: Sequence[Outcome], folder: Path) -> list[Verdict
         if claim.kind in ("gain", "alike"):
             found.append(_gain(claim, spec, outcomes, images))
         elif claim.kind == "flat":
-            found.append(_flat(claim, spec, outcomes))
+            found.append(_flat(claim, spec, outcomes, images))
         else:
             found.append(_trend(claim, spec, outcomes, images))
     return found
@@ -188,16 +188,24 @@ def _trend(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Image
     return Verdict(text=claim.text, verdict=word, evidence=f"{_title(spec, claim.first)}: {told}{over}.")
 
 
-def _flat(claim: Claim, spec: Spec, outcomes: Sequence[Outcome]) -> Verdict:
+def _flat(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Images) -> Verdict:
     found = [(at, _mean(_at(outcomes, claim.first, at), claim.metric)) for at in spec.places]
     known = [(at, mean) for at, mean in found if mean is not None]
     if len(known) < 2:
         return Verdict(text=claim.text, verdict="not measured", evidence=_missing(spec, claim, outcomes))
-    means = [mean for _, mean in known]
-    spread = max(means) - min(means)
+    ordered = sorted(known, key=lambda each: each[1])
+    (lowest, low_mean), (highest, high_mean) = ordered[0], ordered[-1]
+    between = _difference(
+        _at(outcomes, claim.first, highest), _at(outcomes, claim.first, lowest), (claim.metric, claim.metric), images
+    )
+    low = high = high_mean - low_mean
+    if between is not None and not np.isnan(between[1]):
+        low, high = between[1], between[2]
+    word: Word = "holds" if high <= claim.margin else "does not hold" if low > claim.margin else "undecided"
     told = ", ".join(f"{next(iter(at.values()))}: {100 * mean:.1f}" for at, mean in known)
-    evidence = f"{_title(spec, claim.first)}: {told}; from lowest to highest {100 * spread:.1f} points."
-    return Verdict(text=claim.text, verdict="holds" if spread <= claim.margin else "does not hold", evidence=evidence)
+    most = "" if between is None else f"; from lowest to highest {_told(between)} points"
+    evidence = f"{_title(spec, claim.first)}: {told}{most}; {100 * claim.margin:g} would be little."
+    return Verdict(text=claim.text, verdict=word, evidence=evidence)
 
 
 def _mean(outcomes: Sequence[Outcome], metric: str) -> float | None:

@@ -66,6 +66,19 @@ def _prompt_hash(ranker: Ranker | None) -> str | None:
     return hashlib.sha256(str(ranker.settings["prompt"]).encode()).hexdigest()[:12]
 
 
+def _called(name: str | None) -> str | None:
+    """A model's name; of one in a folder its last part, as folders differ from machine to machine."""
+    if name is None:
+        return None
+    model, bracket, rest = name.partition(" (")
+    return f"{Path(model).name if Path(model).is_absolute() else model}{bracket}{rest}"
+
+
+def _too_long(names: int, ranker: Ranker | None, error: ContextLengthError) -> str:
+    limit = None if ranker is None else ranker.chat.context_limit
+    return f"{names:,} names do not fit the MLLM's context" + (f" of {limit:,} tokens" if limit else f" ({error})")
+
+
 def _unavailable(lab: Lab, method: Method) -> str | None:
     """Why a method cannot be carried out here."""
     if method.other and not lab.has_other:
@@ -114,14 +127,16 @@ def classification(lab: Lab, cell: Cell) -> Outcome:
     except ContextLengthError as error:
         with suppress(FileNotFoundError):
             (lab.folder / name).unlink()
-        return _none(cell, f"{categories:,} names: {error}", ranker=None if ranker is None else ranker.name)
+        return _none(
+            cell, _too_long(categories, ranker, error), ranker=_called(None if ranker is None else ranker.name)
+        )
     outcome = _outcome(
         cell,
         n=report.n,
         values=_values(report, bound=method.bound),
         images=name,
-        encoder=report.encoder,
-        ranker=report.ranker,
+        encoder=_called(report.encoder) or "",
+        ranker=_called(report.ranker),
         prompt_hash=_prompt_hash(ranker),
         dataset=report.dataset,
         dataset_fingerprint=str(report.configuration["dataset_fingerprint"]),
@@ -303,8 +318,8 @@ def regions(lab: Lab, cell: Cell) -> Outcome:
         n=report.regions,
         values=values,
         images=f"boxes/{stem}.jsonl",
-        encoder=recognizer.memory.encoder_name,
-        ranker=report.ranker,
+        encoder=_called(recognizer.memory.encoder_name) or "",
+        ranker=_called(report.ranker),
         prompt_hash=_prompt_hash(ranker),
         dataset=boxes.name,
         dataset_fingerprint=boxes.fingerprint,

@@ -1,0 +1,202 @@
+"""Pictures of what went wrong, and right: kept in the results' folder, so that a report needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from PIL import Image
+
+from rarvision.errors import InputError, RarvisionError
+from rarvision.experiments.outcomes import Outcome
+from rarvision.reporting import EvaluatedImage
+from rarvision.runs import read_run
+
+__all__ = ["GALLERY", "Card", "Kind", "kind_of", "make_gallery", "read_gallery"]
+
+GALLERY = "gallery.jsonl"
+_SIDE = 160  # pixels, at most
+_SHOWN = 10  # candidates with a picture
+
+Kind = Literal["not retrieved", "lost by ranking", "not rescued", "rescued by ranking"]
+"""What happened: the truth was not among the candidates; retrieval had it first and ranking not; it was among them and
+neither had it first; ranking alone had it first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """An image of the gallery.
+
+    Attributes:
+        cell: The outcome's id.
+        column: Its data set.
+        row: Its method.
+        kind: What happened.
+        source: The image's.
+        label: The truth.
+        retrieved: Candidates in retrieval's order.
+        ranked: The same, most probable first.
+        probability: Of the first of these.
+        raw: The MLLM's answer, where it wrote one.
+        status: The ranking's.
+        reason: Why it is not as answered.
+        picture: A data URI; None where it could not be had.
+        exemplars: One of each candidate, by name; those that could not be had are missing.
+        trouble: Why a picture could not be had.
+    """
+
+    cell: str
+    column: str
+    row: str
+    kind: Kind
+    source: str
+    label: str
+    retrieved: tuple[str, ...]
+    ranked: tuple[str, ...]
+    probability: float
+    raw: str | None = None
+    status: str | None = None
+    reason: str | None = None
+    picture: str | None = None
+    exemplars: Mapping[str, str]
+    trouble: str | None = None
+
+
+def kind_of(image: EvaluatedImage) -> Kind | None:
+    """What happened to an image; None where retrieval and ranking were right, or there is no answer."""
+    if not image.ranked:
+        return None
+    if image.label not in image.retrieved:
+        return "not retrieved"
+    before, after = image.retrieved[0] == image.label, image.ranked[0] == image.label
+    if before and after:
+        return None
+    return "lost by ranking" if before else "rescued by ranking" if after else "not rescued"
+
+
+def chosen_images(images: Iterable[EvaluatedImage], limit: int) -> dict[Kind, list[EvaluatedImage]]:
+    """So many of each kind, in an order that depends on the sources alone, each of another category where it can be."""
+    by_kind: dict[Kind, list[EvaluatedImage]] = {kind: [] for kind in get_args(Kind)}
+    for image in sorted(images, key=lambda each: hashlib.sha256(each.source.encode("utf-8", "surrogatepass")).digest()):
+        kind = kind_of(image)
+        if kind is not None:
+            by_kind[kind].append(image)
+    found: dict[Kind, list[EvaluatedImage]] = {}
+    for kind, every in by_kind.items():
+        seen: dict[str, int] = {}
+        turns = []
+        for image in every:
+            seen[image.label] = seen.get(image.label, 0) + 1
+            turns.append((seen[image.label], len(turns), image))
+        found[kind] = [image for _, _, image in sorted(turns, key=lambda each: each[:2])[:limit]]
+    return found
+
+
+def make_gallery(
+    folder: Path,
+    outcome: Outcome,
+    *,
+    query: Callable[[str], Image.Image | None],
+    exemplar: Callable[[str], Image.Image | None],
+    limit: int = 6,
+) -> int:
+    """Keep pictures of a cell's errors, and of what ranking rescued, instead of those that are kept of it.
+
+    Args:
+        folder: Of the results.
+        outcome: With a file of images.
+        query: The image of a source; None where there is none.
+        exemplar: An image of a category of the memory; None where it has none.
+        limit: Images of each kind.
+
+    Returns:
+        How many are kept.
+    """
+    images = read_run(folder / outcome.images, EvaluatedImage.read)[1].values()
+    cards = []
+    for kind, several in chosen_images(images, limit).items():
+        for image in several:
+            picture, trouble = _picture(query, image.source)
+            known = {}
+            for name in dict.fromkeys(image.retrieved[:_SHOWN]):
+                thumbnail, _ = _picture(exemplar, name)
+                if thumbnail is not None:
+                    known[name] = thumbnail
+            cards.append(
+                Card(
+                    cell=outcome.id,
+                    column=outcome.column,
+                    row=outcome.row,
+                    kind=kind,
+                    source=image.source,
+                    label=image.label,
+                    retrieved=image.retrieved,
+                    ranked=image.ranked,
+                    probability=image.probability,
+                    raw=image.raw,
+                    status=image.status,
+                    reason=image.reason,
+                    picture=picture,
+                    exemplars=known,
+                    trouble=trouble,
+                )
+            )
+    path = folder / GALLERY
+    others = [card for card in read_gallery(path) if card.cell != outcome.id]
+    fresh = path.with_name(path.name + ".part")
+    lines = [json.dumps(asdict(card), allow_nan=False) + "\n" for card in (*others, *cards)]
+    fresh.write_text("".join(lines), encoding="utf-8")
+    fresh.replace(path)
+    return len(cards)
+
+
+def read_gallery(path: Path) -> list[Card]:
+    """What is kept; nothing where there is no such file.
+
+    Raises:
+        InputError: It is no such file.
+    """
+    if not path.exists():
+        return []
+    cards = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            values: dict[str, Any] = json.loads(line)
+            names: Sequence[str] = ("retrieved", "ranked")
+            cards.append(Card(**{**values, **{name: tuple(values[name]) for name in names}}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}, line {number}: is no picture of a gallery ({error}); remove the file") from error
+    return cards
+
+
+def _picture(get: Callable[[str], Image.Image | None], key: str) -> tuple[str | None, str | None]:
+    """A thumbnail, or why there is none."""
+    try:
+        image = get(key)
+    except (RarvisionError, OSError) as error:
+        return None, f"{type(error).__name__}: {error}"
+    if image is None:
+        return None, "there is no such image any more"
+    return thumbnail(image), None
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A data URI of it; small ones are enlarged in whole steps, so that one sees their pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((_SIDE, _SIDE))
+    times = max(1, 96 // max(small.size))
+    if times > 1:
+        small = small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST)
+    file = io.BytesIO()
+    kind = "png" if times > 1 or max(image.size) <= _SIDE else "jpeg"
+    if kind == "png":
+        small.quantize(64).save(file, "PNG", optimize=True)
+    else:
+        small.save(file, "JPEG", quality=80)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
