@@ -22,7 +22,7 @@ __all__ = ["GALLERY", "Card", "Kind", "kind_of", "make_gallery", "read_gallery"]
 
 GALLERY = "gallery.jsonl"
 _SIDE = 160  # pixels, at most
-_SHOWN = 10  # candidates with a picture
+_SHOWN = 7  # candidates with a picture
 
 Kind = Literal["not retrieved", "lost by ranking", "not rescued", "rescued by ranking"]
 """What happened: the truth was not among the candidates; retrieval had it first and ranking not; it was among them and
@@ -90,7 +90,7 @@ def chosen_images(images: Iterable[EvaluatedImage], limit: int) -> dict[Kind, li
     found: dict[Kind, list[EvaluatedImage]] = {}
     for kind, every in by_kind.items():
         seen: dict[str, int] = {}
-        turns = []
+        turns: list[tuple[int, int, EvaluatedImage]] = []
         for image in every:
             seen[image.label] = seen.get(image.label, 0) + 1
             turns.append((seen[image.label], len(turns), image))
@@ -187,14 +187,11 @@ def _picture(get: Callable[[str], Image.Image | None], key: str) -> tuple[str | 
 
 
 def thumbnail(image: Image.Image) -> str:
-    """A data URI of it; small ones are enlarged in whole steps, so that one sees their pixels."""
+    """A data URI of it, at most so large."""
     small = image.convert("RGB")
+    kind = "png" if max(small.size) <= _SIDE else "jpeg"
     small.thumbnail((_SIDE, _SIDE))
-    times = max(1, 96 // max(small.size))
-    if times > 1:
-        small = small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST)
     file = io.BytesIO()
-    kind = "png" if times > 1 or max(image.size) <= _SIDE else "jpeg"
     if kind == "png":
         small.quantize(64).save(file, "PNG", optimize=True)
     else:

@@ -144,7 +144,7 @@ def classification(lab: Lab, cell: Cell) -> Outcome:
         ranking_ms=report.ranking_ms,
         statuses=dict(report.statuses),
     )
-    if ranker is not None and not method.every_name and lab.gallery:
+    if ranker is not None and not method.every_name and lab.gallery and cell.seed == lab.first_seed:
         _keep_gallery(lab, cell, outcome, task)
     return outcome
 

@@ -88,6 +88,8 @@ class Lab:
             gallery,
             tell,
         )
+        self.first_seed = 0
+        """Whose images the gallery shows."""
         self._open_encoder, self._open_chat, self._open_other = open_encoder, open_chat, open_other
         self._ranker, self._keep = dict(ranker or {}), keep
         self._encoders: dict[str, Encoder] = {}

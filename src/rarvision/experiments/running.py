@@ -68,6 +68,7 @@ def run_experiment(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise OptionError(f"seeds must be some, each once; got {list(seeds)}")
+    lab.first_seed = seeds[0]
     lab.folder.mkdir(parents=True, exist_ok=True)
     check_folder(lab.folder, spec, {**lab.world.settings, **(configuration or {})})
     path = lab.folder / OUTCOMES
