@@ -85,8 +85,8 @@ def _series(spec: Spec, table: Table, row: Row, pick: Pick) -> list[tuple[Any, E
     assert spec.plot is not None  # noqa: S101
     lines = [line for line in table.lines if line.row.key == row.key]
     if spec.plot.x == "metrics":
-        shown: list[Entry] = list(lines[0].entries)[pick] if lines else []
-        return [(_number(entry.metric.key), entry) for entry in shown]
+        entries = lines[0].entries if lines else ()
+        return [(_number(entry.metric.key), entry) for entry in entries[pick.start : pick.stop]]
     if row.once:
         values: Sequence[Any] = spec.axis.values if spec.axis else (0,)
         return [(value, lines[0].entries[pick]) for value in values] if lines else []
