@@ -37,6 +37,7 @@ class Card:
         cell: The outcome's id.
         column: Its data set.
         row: Its method.
+        at: Where on the axis, for people.
         kind: What happened.
         source: The image's.
         label: The truth.
@@ -65,6 +66,7 @@ class Card:
     reason: str | None = None
     picture: str | None = None
     exemplars: Mapping[str, str]
+    at: str = ""
     trouble: str | None = None
 
 
@@ -133,6 +135,7 @@ def make_gallery(
                     cell=outcome.id,
                     column=outcome.column,
                     row=outcome.row,
+                    at=", ".join(f"{key} {value}" for key, value in outcome.at.items()),
                     kind=kind,
                     source=image.source,
                     label=image.label,
