@@ -44,11 +44,11 @@ _ELEVEN = (
     _benchmark("oxford_pets", "OxfordPets", _FINE),
 )
 _FIVE = (
-    _benchmark("cub200", "Bird-200", ""),
-    _benchmark("stanford_cars", "Car-196", "", reference="stanford_cars@official"),
-    _benchmark("stanford_dogs", "Dog-120", ""),
-    _benchmark("flowers102", "Flower-102", "", reference="flowers102@official"),
-    _benchmark("oxford_pets", "Pet-37", "", reference="oxford_pets@official", train="trainval"),
+    _benchmark("cub200", "Bird-200", "", kind="bird"),
+    _benchmark("stanford_cars", "Car-196", "", reference="stanford_cars@official", kind="car"),
+    _benchmark("stanford_dogs", "Dog-120", "", kind="dog"),
+    _benchmark("flowers102", "Flower-102", "", reference="flowers102@official", kind="flower"),
+    _benchmark("oxford_pets", "Pet-37", "", reference="oxford_pets@official", train="trainval", kind="pet"),
 )
 _LVIS = Column(key="lvis", title="LVIS", options={"annotations": "lvis_v1_val.json", "rules": "lvis", "preset": "lvis"})
 _V3DET = Column(
@@ -117,11 +117,16 @@ def _naming(edition: Edition) -> Spec:
         kind="naming",
         columns=columns,
         rows=(
-            Row(key="wordnet-clip", title="WordNet + CLIP", method="wordnet-clip"),
-            Row(key="blip-2", title="BLIP-2", method="blip-2"),
+            Row(
+                key="wordnet-clip",
+                title="WordNet + CLIP" if edition == "paper" else "large vocabulary + CLIP",
+                method="wordnet-clip",
+            ),
+            Row(key="blip-2", title="BLIP-2" if edition == "paper" else "MLLM, each image by itself", method="blip-2"),
             Row(key="cased", title="CaSED", method="cased"),
             Row(key="finer", title="FineR", method="finer"),
-            Row(key="rar", title="RAR", method="rar"),
+            Row(key="rar", title="RAR", method="rar-finer"),
+            Row(key="rar-direct", title="RAR, names asked directly", method="rar", extra=True),
         ),
         metrics=(Metric(key="cacc", title="cACC"), Metric(key="sacc", title="sACC")),
         settings=settings,
