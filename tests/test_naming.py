@@ -294,7 +294,7 @@ def test_own_guesses_and_votes_that_are_too_few():
 def test_when_no_name_is_left():
     with pytest.raises(DatasetError, match="no name was guessed"):
         vote_names(Pictures(["red"]), guessed(()), FakeEncoder())
-    with pytest.raises(DatasetError, match="no name has 3 votes, the most is 1.*--min-votes"):
+    with pytest.raises(DatasetError, match=r"no name has 3 votes, the most is 1.*--min-votes"):
         vote_names(Pictures(["red"]), guessed(("red",)), FakeEncoder(), min_votes=3)
     with pytest.raises(OptionError, match="voting"):
         vote_names(Pictures(["red"]), guessed(("red",)), FakeEncoder(), voting="loud")
