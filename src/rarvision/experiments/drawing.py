@@ -73,8 +73,8 @@ def _panels(spec: Spec, table: Table) -> list[tuple[str, Metric, Pick]]:
         return found if spec.plot.panels == "columns" else found[:1]
     if spec.plot.panels == "columns":
         return [(column.title, first, number * width + at) for number, column in enumerate(spec.columns)]
-    start = len(spec.columns) * width if table.has_mean else 0
-    what = f"\nmean of {len(spec.columns)} data sets" if table.has_mean else ""
+    start = len(spec.columns) * width if table.means else 0
+    what = f"\nmean of {len(spec.columns)} data sets" if table.means else ""
     if spec.plot.panels == "metrics":
         return [(f"{metric.title}{what}", metric, start + number) for number, metric in enumerate(spec.metrics)]
     return [(f"{first.title}{what}", first, start + at)]

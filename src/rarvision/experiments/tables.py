@@ -12,7 +12,7 @@ from rarvision.experiments.outcomes import Outcome, mean_over_seeds
 from rarvision.experiments.paper import Published
 from rarvision.experiments.spec import Metric, Row, Spec
 
-__all__ = ["Entry", "Line", "Table", "measured_part"]
+__all__ = ["Entry", "Line", "Table", "measured_part", "speed_table"]
 
 MEAN = "mean"
 
@@ -28,6 +28,8 @@ class Entry:
         paper: The paper's figure; None where it has none.
         why: Why there is no figure of ours; empty where it was not measured yet, or is there.
         comparable: Whether the paper's figure is of the same images; else there is no difference.
+        over: Of a mean: how many data sets it is over, of ours and the paper's alike; None of what is no mean.
+        of: How many there are.
     """
 
     metric: Metric
@@ -36,6 +38,13 @@ class Entry:
     paper: float | None = None
     why: str = ""
     comparable: bool = True
+    over: int | None = None
+    of: int = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is a mean over some of the data sets."""
+        return self.over is not None and 0 < self.over < self.of
 
     @property
     def difference(self) -> float | None:
@@ -51,17 +60,19 @@ class Entry:
         return f"{value:{'+' if sign else ''},.{1 if self.metric.unit else 0}f}"
 
     def text(self) -> str:
-        """Ours, ± where seeds differ, and in brackets the paper's and the difference."""
+        """Ours, ± where seeds differ, and in brackets the paper's, the difference, and over how many data sets."""
         if self.ours is None:
             mine = "-" if self.why else ""
         else:
             mine = self.figure(self.ours) + (f" ± {self.figure(self.spread)}" if self.spread else "")
-        if self.paper is None:
-            return mine
-        told = f"paper {self.figure(self.paper)}"
+        told = []
+        if self.paper is not None:
+            told.append(f"paper {self.figure(self.paper)}")
         if self.difference is not None:
-            told += f", {self.figure(self.difference, sign=True)}"
-        return f"{mine} ({told})".strip()
+            told.append(self.figure(self.difference, sign=True))
+        if self.partial:
+            told.append(f"over {self.over} of {self.of}")
+        return f"{mine} ({', '.join(told)})".strip() if told else mine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,17 +106,30 @@ class Table:
             key = (outcome.column, outcome.row, tuple(outcome.at.items()))
             self._by_cell.setdefault(key, []).append(outcome)
         self.columns = [(column, metric) for column in spec.columns for metric in spec.metrics]
-        self.has_mean = len(spec.columns) > 1
+        self.means = tuple(each for each in spec.metrics if each.share or each.unit) if len(spec.columns) > 1 else ()
         self.lines = list(self._lines())
 
     @property
     def heads(self) -> list[str]:
         """Of the columns of figures."""
         several = len(self.spec.metrics) > 1
-        if not self.has_mean:
+        if len(self.spec.columns) == 1:
             return [metric.title for metric in self.spec.metrics]
         heads = [f"{column.title} {metric.title}" if several else column.title for column, metric in self.columns]
-        return heads + [f"{MEAN} {metric.title}" if several else MEAN for metric in self.spec.metrics]
+        return heads + [f"{MEAN} {metric.title}" if several else MEAN for metric in self.means]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """What stands above `heads`, and above how many of them; empty where no column has a group."""
+        found: list[tuple[str, int]] = []
+        for column in self.spec.columns:
+            width = len(self.spec.metrics)
+            if found and found[-1][0] == column.group:
+                width += found.pop()[1]
+            found.append((column.group, width))
+        if not any(title for title, _ in found):
+            return []
+        return [*found, ("", len(self.means))] if self.means else found
 
     @property
     def missing(self) -> int:
@@ -135,8 +159,7 @@ class Table:
 
     def _line(self, row: Row, at: Mapping[str, Any]) -> Line:
         entries = [self._entry(column.key, row, at, metric) for column, metric in self.columns]
-        if self.has_mean:
-            entries += [self._mean(row, at, metric) for metric in self.spec.metrics]
+        entries += [self._mean(row, at, metric) for metric in self.means]
         return Line(row=row, at=at, entries=tuple(entries))
 
     def _found(self, column: str, row: Row, at: Mapping[str, Any]) -> list[Outcome]:
@@ -152,35 +175,49 @@ class Table:
         return Entry(metric=metric, ours=mean[0], spread=mean[1], paper=paper)
 
     def _mean(self, row: Row, at: Mapping[str, Any], metric: Metric) -> Entry:
-        """Over all columns; where one has no figure there is no mean. Spread: half of the range of the seeds' means."""
-        keys = [column.key for column in self.spec.columns]
-        found = [self._found(key, row, at) for key in keys]
-        seeds = sorted({outcome.seed for outcomes in found for outcome in outcomes})
-        by_seed = []
-        for seed in seeds:
-            values = [o.values.get(metric.key) for outcomes in found for o in outcomes if o.seed == seed]
-            known = [value for value in values if value is not None]
-            if len(known) == len(keys):
-                by_seed.append(sum(known) / len(known))
-        paper = self._paper_mean(keys, row, at, metric) if metric.share else None
-        same = not self.foreign
-        if not by_seed or len(by_seed) < len(seeds):
-            why = "not all data sets have a figure" if any(found) else ""
-            return Entry(metric=metric, paper=paper, why=why, comparable=same)
-        ours, spread = sum(by_seed) / len(by_seed), (max(by_seed) - min(by_seed)) / 2
-        return Entry(metric=metric, ours=ours, spread=spread, paper=paper, comparable=same)
+        """Over the data sets that have a figure, of the paper's row as well where it has one; see `Entry.over`.
 
-    def _paper_mean(self, keys: Sequence[str], row: Row, at: Mapping[str, Any], metric: Metric) -> float | None:
-        """Over the same columns; over the paper's own where these are of another world."""
+        Where ours has none, the paper's is over all of them. The spread is half of the range of the seeds' means.
+        """
+        keys = [column.key for column in self.spec.columns]
+        found = {key: {o.seed: o.values.get(metric.key) for o in self._found(key, row, at)} for key in keys}
+        seeds = sorted({seed for values in found.values() for seed in values})
+        known = [key for key in keys if seeds and all(found[key].get(seed) is not None for seed in seeds)]
+        paper, shared = self._paper_mean(known or keys, row, at, metric)
+        used = [key for key in known if key in shared] if shared else known
+        common: dict[str, Any] = {"metric": metric, "paper": paper, "of": len(keys)}
+        if not used:
+            why = "no data set has a figure" if seeds else ""
+            paper = None if 0 < len(shared) < len(keys) else paper
+            return Entry(why=why, comparable=not self.foreign, **{**common, "paper": paper})
+        by_seed = [sum(float(found[key][seed] or 0.0) for key in used) / len(used) for seed in seeds]
+        return Entry(
+            ours=sum(by_seed) / len(by_seed),
+            spread=(max(by_seed) - min(by_seed)) / 2,
+            comparable=not self.foreign and (bool(shared) or len(used) == len(keys)),
+            over=len(used),
+            **common,
+        )
+
+    def _paper_mean(
+        self, keys: Sequence[str], row: Row, at: Mapping[str, Any], metric: Metric
+    ) -> tuple[float | None, Sequence[str]]:
+        """The paper's mean and the data sets of ``keys`` that it is over.
+
+        Over all of the paper's own, none of ``keys``, where these are of another world, or where no figure but the
+        printed mean is known.
+        """
         if self.published is None:
-            return None
-        shared = [key for key in keys if key in self.published.columns]
-        if not shared:
-            return self.published.mean(row.key, at, metric.key)
-        known = [key for key in shared if self.published.value(row.key, key, at, metric.key) is not None]
-        if not known and set(shared) == set(self.published.columns):
-            return self.published.mean(row.key, at, metric.key)
-        return self.published.mean(row.key, at, metric.key, keys) if len(shared) == len(keys) else None
+            return None, ()
+        place = row.key, at, metric.key
+        shared = [key for key in keys if self.published.value(row.key, key, at, metric.key) is not None]
+        if shared:
+            return self.published.mean(*place, shared), shared
+        mean = self.published.mean(*place) if self.foreign else None
+        same = {column.key for column in self.spec.columns} == set(self.published.columns)
+        if mean is None and (self.foreign or same):
+            mean = self.published.printed_mean(*place)
+        return mean, ()
 
     @property
     def foreign(self) -> bool:
@@ -192,17 +229,30 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """What stands below the table."""
-        notes = [f"`-` in {count} {'cell' if count == 1 else 'cells'}: {why}." for why, count in self.reasons.items()]
+        notes = [f"`-` in {_cells(count)}: {why}." for why, count in self.reasons.items()]
         if self.missing:
-            notes.append(f"{self.missing} cells are not measured yet; the same command goes on with them.")
+            notes.append(f"Not measured yet: {_cells(self.missing)}; the same command goes on with them.")
+        if any(entry.partial for line in self.lines for entry in line.entries):
+            notes.append("A mean over some of the data sets is over those of which both sides have a figure.")
         if self.foreign:
             notes.append("The paper's means are of its own data sets and models: for the shape, not to be compared.")
         if self.published is not None:
+            notes += [f"No figure of the paper in {_cells(n)}: {why}." for why, n in self._paper_reasons().items()]
             notes += self.published.notes
         extra = [row.title for row in self.spec.rows if row.extra]
         if extra:
             notes.append(f"Not in the paper: {', '.join(extra)}.")
         return notes
+
+    def _paper_reasons(self) -> dict[str, int]:
+        """Why the paper's rows have gaps, and in how many cells of ours."""
+        found: dict[str, int] = {}
+        for line in self.lines if self.published is not None else ():
+            for column, metric in self.columns:
+                why = self.published.reason(line.row.key, column.key, line.at, metric.key)  # type: ignore[union-attr]  # as said
+                if why:
+                    found[why] = found.get(why, 0) + 1
+        return found
 
     def rows(self) -> list[list[str]]:
         """Cells as text; the place on the axis first, where there is an axis."""
@@ -223,19 +273,64 @@ class Table:
         lines = [f"| {' | '.join(cells[0])} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in cells[1:])]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)])
 
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """A record a cell, JSON values: place, method, data set (or ``mean``), metric and the fields of `Entry`."""
+        keys = [column.key for column, _ in self.columns] + [MEAN] * len(self.means)
+        return [
+            {
+                "experiment": self.spec.name,
+                "at": dict(line.at),
+                "row": line.row.key,
+                "column": key,
+                "metric": entry.metric.key,
+                "ours": entry.ours,
+                "spread": entry.spread,
+                "paper": entry.paper,
+                "difference": entry.difference,
+                "over": entry.over,
+                "why": entry.why,
+            }
+            for line in self.lines
+            for key, entry in zip(keys, line.entries, strict=True)
+        ]
+
     def to_csv(self) -> str:
-        """A line a cell: axis, method, data set, metric, ours, spread, paper, difference, why; shares as shares."""
+        """The records of `to_dicts`, a line each; shares as shares."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        names = ("experiment", "at", "row", "column", "metric", "ours", "spread", "paper", "difference", "why")
-        writer.writerow(names)
-        keys = [column.key for column, _ in self.columns] + [MEAN] * (len(self.spec.metrics) if self.has_mean else 0)
-        for line in self.lines:
-            for key, entry in zip(keys, line.entries, strict=True):
-                numbers = (entry.ours, entry.spread, entry.paper, entry.difference)
-                shown = ["" if value is None else f"{value:.6g}" for value in numbers]
-                writer.writerow([self.spec.name, line.place, line.row.key, key, entry.metric.key, *shown, entry.why])
+        for number, record in enumerate(self.to_dicts()):
+            if number == 0:
+                writer.writerow(record)
+            values = {**record, "at": ", ".join(str(value) for value in record["at"].values())}
+            writer.writerow(_csv_value(value) for value in values.values())
         return text.getvalue()
+
+
+def _csv_value(value: float | str | None) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _cells(count: int) -> str:
+    return f"{count:,} {'cell' if count == 1 else 'cells'}"
+
+
+def speed_table(spec: Spec, outcomes: Sequence[Outcome]) -> Table:
+    """Milliseconds an image instead of figures: of encoding and search, of ranking, and of both.
+
+    Cells without a value have no time either, and say why.
+    """
+    metrics = tuple(
+        Metric(key=key, title=title, share=False, unit="ms")
+        for key, title in (("retrieval", "retrieval, ms"), ("ranking", "ranking, ms"), ("both", "both, ms"))
+    )
+
+    def timed(outcome: Outcome) -> Outcome:
+        parts = outcome.retrieval_ms, outcome.ranking_ms
+        known = outcome.why is None and sum(parts) > 0
+        values = {"retrieval": parts[0], "ranking": parts[1], "both": sum(parts)} if known else {}
+        return replace(outcome, values=values)
+
+    return Table(replace(spec, metrics=metrics, plot=None, claims=()), [timed(each) for each in outcomes])
 
 
 def measured_part(spec: Spec, outcomes: Sequence[Outcome]) -> Spec:
