@@ -203,10 +203,10 @@ def _keep_gallery(lab: Lab, cell: Cell, outcome: Outcome, task: Task) -> None:
 # Tuned MLLMs --------------------------------------------------------------------------------------------------------
 
 
-def _recipe(lab: Lab, objective: str, seed: int) -> Any:
+def _recipe(lab: Lab, objective: str, seed: int, changes: Mapping[str, Any] | None = None) -> Any:
     from rarvision.tuning import recipe
 
-    return recipe("lora", **{"seed": seed, **lab.tuning, "objective": objective})
+    return recipe("lora", **{"seed": seed, **lab.tuning, **(changes or {}), "objective": objective})
 
 
 def _tuned_alone(lab: Lab, cell: Cell, task: Task) -> Outcome:
@@ -216,13 +216,16 @@ def _tuned_alone(lab: Lab, cell: Cell, task: Task) -> Outcome:
     assert lab.tunable is not None  # noqa: S101 - `_unavailable` has said so otherwise
     shots = int(cell.settings["shots"])
     stem = _outcome(cell).id
+    most = cell.settings.get("most_names")
+    if most is not None and len(task.names) > most:
+        return _none(cell, f"not trained with more than {most} names here, for time")
     report = few_shot_baseline(
         task.known(shots, cell.seed),
         task.queries,
         model=lab.tunable,
         out=lab.work / "tuned" / stem,
         shots=shots,
-        recipe=_recipe(lab, "generate", cell.seed),
+        recipe=_recipe(lab, "generate", cell.seed, cell.settings.get("recipe", {})),
         progress=lambda phase, done, total: lab.tell(f"{stem}: {phase}", done, total),
     )
     common: dict[str, Any] = {
