@@ -17,6 +17,7 @@ _LEADS = re.compile(
 _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):]|[a-z][.)])\s*")
 _QUOTES = "\"'`“”„‘’«»[]{}*"  # noqa: RUF001 - quotes as models write them
+_REFUSAL = re.compile(r"\b(?:cannot|can['’]t|unable|sorry|not\s+(?:able|sure|possible))\b", re.IGNORECASE)  # noqa: RUF001 - as models write it
 _NOTHING = {"unknown", "none", "n/a", "i don't know", "not sure", "unsure", "no", "yes"}
 _ENDINGS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("ses", "s"))
 
@@ -51,7 +52,13 @@ def _one(text: str) -> str | None:
         text = _ARTICLE.sub("", _LEADS.sub("", text)).strip()
     text = re.sub(r"\s+", " ", text).strip(" .!?:;,").strip(_QUOTES).strip()
     words = text.split()
-    if not words or len(words) > _MOST_WORDS or text.casefold() in _NOTHING or not any(map(str.isalpha, text)):
+    if (
+        not words
+        or len(words) > _MOST_WORDS
+        or _REFUSAL.search(text)
+        or text.casefold() in _NOTHING
+        or not any(map(str.isalpha, text))
+    ):
         return None
     return text
 
