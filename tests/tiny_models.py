@@ -256,3 +256,60 @@ def tiny_qwen3_vl(path: Path, *, seed: int = 0) -> Path:
 
 
 FAMILIES = {"llava": tiny_llava, "qwen2.5-vl": tiny_qwen25_vl, "qwen3-vl": tiny_qwen3_vl}
+
+
+def tiny_blip2(path: Path, *, language: str = "opt", seed: int = 0) -> Path:
+    """Write a BLIP-2 with 3 query tokens, whose language model is an OPT or a T5; returns ``path``."""
+    import torch
+    from transformers import (
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        BlipImageProcessorPil,
+        OPTConfig,
+        PreTrainedTokenizerFast,
+        T5Config,
+    )
+
+    base = sentencepiece_like_tokenizer()
+    marks = {name: getattr(base, name) for name in ("unk_token", "bos_token", "eos_token", "pad_token")}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base.backend_tokenizer, **marks)  # BLIP-2's has no image token
+    common = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    if language == "opt":
+        text: Any = OPTConfig(
+            hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=4, word_embed_proj_dim=32,
+            max_position_embeddings=256, init_std=0.5, **common,
+        )  # fmt: skip
+    else:
+        text = T5Config(
+            d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=tokenizer.pad_token_id,
+            **common,
+        )  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": 16, "patch_size": 8, "initializer_range": 0.5,
+    }  # fmt: skip
+    former = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "encoder_hidden_size": 32, "vocab_size": 30,
+    }  # fmt: skip
+    config = Blip2Config(
+        vision_config=vision,
+        qformer_config=former,
+        text_config=text.to_dict(),
+        num_query_tokens=3,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    torch.manual_seed(seed)
+    Blip2ForConditionalGeneration(config).eval().save_pretrained(path)
+    Blip2Processor(
+        image_processor=BlipImageProcessorPil(size={"height": 16, "width": 16}),
+        tokenizer=tokenizer,
+        num_query_tokens=3,
+    ).save_pretrained(path)
+    return path

@@ -7,11 +7,13 @@ from typing import Any
 from urllib.parse import urldefrag
 
 from rarvision.chat.base import Capabilities, Chat, ChatRequest, Completion, ListConstraint, Message
+from rarvision.chat.captioner import CaptionerChat
 from rarvision.chat.http import HTTPChat
 from rarvision.chat.local import LocalChat
 
 __all__ = [
     "Capabilities",
+    "CaptionerChat",
     "Chat",
     "ChatRequest",
     "Completion",

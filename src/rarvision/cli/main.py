@@ -145,7 +145,7 @@ def debug_first(arguments: list[str]) -> list[str]:
 
 
 def _register() -> None:
-    from rarvision.cli import compare, datasets, demo, evaluate, fit, memory, recognize, regions, reproduce, tune
+    from rarvision.cli import compare, datasets, demo, evaluate, fit, memory, name, recognize, regions, reproduce, tune
 
     app.command("demo", short_help="See it work, offline, in a minute.")(demo.demo)
     app.command("recognize", short_help="Recognise images.")(recognize.recognize)
@@ -153,6 +153,7 @@ def _register() -> None:
     app.command("regions", short_help="Recognise boxes of an image.")(regions.regions)
     app.command("evaluate-regions", short_help="Measure AP on annotated boxes.")(regions.evaluate_regions)
     app.command("compare", short_help="Compare two evaluations.")(compare.compare)
+    app.command("name", short_help="Name images without a list of categories.")(name.name)
     app.command("reproduce", short_help="Carry out the paper's experiments.")(reproduce.reproduce)
     app.command("report", short_help="Write the reports of experiments again.")(reproduce.report)
     app.command("fit", short_help="Fit mix, gate and unknown on a memory.")(fit.fit)

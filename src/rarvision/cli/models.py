@@ -214,8 +214,11 @@ def open_mllm(wanted: RankerOptions, *, device: str = "auto", batch_size: int = 
         return open_chat(wanted.spec, api_key=wanted.api_key, timeout_s=wanted.timeout_s, **named, **more)
     name, revision = local_mllm(wanted.spec)
     quiet_transformers()
-    from rarvision.chat import LocalChat
+    from rarvision.chat import CaptionerChat, LocalChat
+    from rarvision.chat.captioner import is_captioner
 
+    if wanted.adapter is None and wanted.quantization is None and is_captioner(name, revision=revision):
+        return CaptionerChat(name, revision=revision, device=device, batch_size=batch_size)
     return LocalChat(
         name,
         revision=revision,

@@ -99,6 +99,13 @@ class ExperimentOptions:
             help="As the authors' code: the first shots in list order, the k nearest images with repeated names.",
         ),
     ] = False
+    words: Annotated[
+        Path | None,
+        typer.Option("--words", metavar="FILE|DIR", help="table-1: a large vocabulary, or the folder of WordNet."),
+    ] = None
+    captions: Annotated[
+        Path | None, typer.Option("--captions", metavar="FILE", help="table-1: a corpus of captions, one a line.")
+    ] = None
     keep: Annotated[bool, typer.Option("--keep", help="Keep memories and adapters when an experiment is finished.")] = (
         False
     )

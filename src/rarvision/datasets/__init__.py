@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rarvision.datasets.base import Dataset, Item, Subset
 from rarvision.datasets.hub import HubDataset
-from rarvision.datasets.readers import CSVDataset, ImageFolder, JSONLDataset, NameList, open_dataset
+from rarvision.datasets.readers import CSVDataset, ImageFiles, ImageFolder, JSONLDataset, NameList, open_dataset
 from rarvision.datasets.taxonomies import field_guide_taxonomy, open_taxonomy, taxonomy_of_metadata
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "FieldGuide",
     "FieldGuideScenes",
     "HubDataset",
+    "ImageFiles",
     "ImageFolder",
     "Item",
     "JSONLDataset",

@@ -16,7 +16,7 @@ from rarvision.errors import DatasetError, InputError
 from rarvision.images import iter_image_paths
 from rarvision.types import Box, box_suffix, check_box
 
-__all__ = ["CSVDataset", "ImageFolder", "JSONLDataset", "NameList", "open_dataset"]
+__all__ = ["CSVDataset", "ImageFiles", "ImageFolder", "JSONLDataset", "NameList", "open_dataset"]
 
 _BOX_COLUMN = "box_xyxy"
 
@@ -71,6 +71,41 @@ class ImageFolder(Dataset):
         return self._items
 
     def _image(self, index: int) -> Path | Image:
+        return self._paths[index]
+
+
+@final
+class ImageFiles(Dataset):
+    """Images without labels: those of a folder and its subfolders, whatever these are called, or some files.
+
+    Args:
+        given: Files, folders and patterns; see `rarvision.images.iter_image_paths`.
+
+    Raises:
+        DatasetError: There are no images.
+    """
+
+    def __init__(self, given: str | Path | Sequence[str | Path]) -> None:
+        several = [given] if isinstance(given, (str, Path)) else list(given)
+        self._paths = [path for path in iter_image_paths(several) if not path.is_dir()]
+        self._name = Path(several[0]).resolve().name if len(several) == 1 else f"{len(several)} places"
+        missed = [each for each in several if not Path(each).exists() and Path(each) in self._paths]
+        if missed or not self._paths:
+            what = missed[0] if missed else ", ".join(map(str, several)) or "nothing"
+            raise DatasetError(f"{what}: no images there; expected image files, or a folder of them")
+        self._items = tuple(Item(source=str(path), label=None) for path in self._paths)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self._name
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """One item an image, in the order in which they were found."""
+        return self._items
+
+    def _image(self, index: int) -> Path | bytes | Image:
         return self._paths[index]
 
 

@@ -22,7 +22,7 @@ from rarvision.experiments.spec import Kind
 from rarvision.experiments.worlds import Task
 from rarvision.images import load_image
 from rarvision.pipeline import Recognizer
-from rarvision.ranking import Ranker
+from rarvision.ranking import NAMING_PROMPT, Ranker
 from rarvision.retrieval import Retriever
 
 __all__ = ["KINDS", "carry_out"]
@@ -203,10 +203,10 @@ def _keep_gallery(lab: Lab, cell: Cell, outcome: Outcome, task: Task) -> None:
 # Tuned MLLMs --------------------------------------------------------------------------------------------------------
 
 
-def _recipe(lab: Lab, objective: str, seed: int) -> Any:
+def _recipe(lab: Lab, objective: str, seed: int, changes: Mapping[str, Any] | None = None) -> Any:
     from rarvision.tuning import recipe
 
-    return recipe("lora", **{"seed": seed, **lab.tuning, "objective": objective})
+    return recipe("lora", **{"seed": seed, **lab.tuning, **(changes or {}), "objective": objective})
 
 
 def _tuned_alone(lab: Lab, cell: Cell, task: Task) -> Outcome:
@@ -216,13 +216,16 @@ def _tuned_alone(lab: Lab, cell: Cell, task: Task) -> Outcome:
     assert lab.tunable is not None  # noqa: S101 - `_unavailable` has said so otherwise
     shots = int(cell.settings["shots"])
     stem = _outcome(cell).id
+    most = cell.settings.get("most_names")
+    if most is not None and len(task.names) > most:
+        return _none(cell, f"not trained with more than {most} names here, for time")
     report = few_shot_baseline(
         task.known(shots, cell.seed),
         task.queries,
         model=lab.tunable,
         out=lab.work / "tuned" / stem,
         shots=shots,
-        recipe=_recipe(lab, "generate", cell.seed),
+        recipe=_recipe(lab, "generate", cell.seed, cell.settings.get("recipe", {})),
         progress=lambda phase, done, total: lab.tell(f"{stem}: {phase}", done, total),
     )
     common: dict[str, Any] = {
@@ -333,6 +336,70 @@ def _no_images(_shots: int | None, _seed: int) -> Any:
     raise OptionError("experiments with boxes keep names alone in the memory: shots must be 0")
 
 
+# Naming -------------------------------------------------------------------------------------------------------------
+
+
+def naming(lab: Lab, cell: Cell) -> Outcome:
+    """Name unlabelled images, build a memory of the names, recognise the test images: a row of Table 1."""
+    from rarvision.naming import NAMING_PRESETS, ChatGuesser, Guesser, Sources, WordGuesser, evaluate_preset
+
+    preset = NAMING_PRESETS[cell.row.method]
+    asks = preset.ranked or preset.namer in ("direct", "attributes")
+    if asks and not lab.has_ranker:
+        return _none(cell, "no MLLM was given (--ranker)")
+    task = lab.world.task(cell.column, {**cell.settings, "naming": True}, cell.seed)
+    embedded = lab.world.edition == "field-guide"
+    if preset.namer == "words" and not task.words:
+        return _none(cell, "no vocabulary was given (--words)")
+    if preset.namer == "captions" and not task.captions:
+        return _none(cell, "no captions were given (--captions)")
+    guesser: Guesser | None = None
+    if preset.namer == "attributes":
+        guesser = WordGuesser(task.words) if embedded else ChatGuesser(lab.chat())
+    sources = Sources(
+        encoder=lab.encoder(str(cell.settings.get("encoder", "default"))),
+        chat=lab.chat() if asks else None,
+        guesser=guesser,
+        words=task.words,
+        captions=task.captions,
+        kind=task.kind,
+        templates=task.templates,
+        attribute_question=NAMING_PROMPT if embedded else None,
+        most_words=5 if embedded else 3,
+    )
+    ranker = lab.ranker() if preset.ranked else None
+    stem = _outcome(cell).id
+    folder = lab.work / "naming" / stem
+    report = evaluate_preset(
+        cell.row.method,
+        sources,
+        unlabelled=task.known(int(cell.settings["shots"]), cell.seed),
+        test=task.queries,
+        folder=folder,
+        ranker=ranker,
+        k=int(cell.settings.get("k", 5)),
+        calibration=lab.calibration,
+        progress=lambda what, done, of: lab.tell(f"{stem}: {what}", done, of),
+    )
+    name = f"naming/{stem}.jsonl"
+    (lab.folder / "naming").mkdir(exist_ok=True)
+    (folder / "test.jsonl").replace(lab.folder / name)
+    return _outcome(
+        cell,
+        n=report.n,
+        values={"cacc": report.cacc, "sacc": report.sacc, "top1": report.top1, "names": float(report.names)},
+        images=name,
+        encoder=_called(report.encoder) or "",
+        ranker=_called(report.ranker or report.method),
+        prompt_hash=_prompt_hash(ranker),
+        dataset=report.dataset,
+        dataset_fingerprint=report.dataset_fingerprint,
+        retrieval_ms=report.retrieval_ms,
+        ranking_ms=report.ranking_ms,
+        statuses=dict(report.statuses),
+    )
+
+
 # Facts --------------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +423,7 @@ def facts(lab: Lab, cell: Cell) -> Outcome:
 
 KINDS: Mapping[Kind, Callable[[Lab, Cell], Outcome]] = {
     "classification": classification,
+    "naming": naming,
     "regions": regions,
     "facts": facts,
 }

@@ -22,6 +22,8 @@ from rarvision.experiments.spec import Column
 
 __all__ = ["BenchmarkWorld", "FieldGuideWorld", "Joined", "Task", "World", "spaced_subset"]
 
+_WORDS = 10_000  # of the field guide, that its large vocabulary holds besides the true names
+_CAPTIONED = 1_000  # categories that its corpus of captions is of, besides half of the true ones
 _NAMED = 3  # missing files that a message names
 
 
@@ -34,12 +36,18 @@ class Task:
         templates: How CLIP is asked for a name.
         known: Of a number of shots (None for the whole training set) and a seed: labelled images for the memory.
         queries: The test images.
+        words: A large vocabulary, for naming without a list of categories.
+        captions: A corpus of captions, likewise.
+        kind: What all images are of, such as ``bird``; empty for several things.
     """
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
     known: Callable[[int | None, int], Dataset]
     queries: Dataset
+    words: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    kind: str = ""
 
 
 class World(abc.ABC):
@@ -126,11 +134,15 @@ class FieldGuideWorld(World):
             return _one([guide.few_shot(shots=shots or self._whole, seed=seed) for guide in guides], column.key)
 
         asked = [guide.queries(max(1, queries // len(guides)), seed=seed) for guide in guides]
+        names = tuple(name for guide in guides for name in guide.names)
+        naming = settings.get("naming", False)
         return Task(
-            names=tuple(name for guide in guides for name in guide.names),
+            names=names,
             templates=(TEXT_TEMPLATE,),
             known=known,
             queries=_one(asked, column.key),
+            words=tuple(sorted({*names, *FieldGuide.vocabulary(_WORDS, seed=seed)})) if naming else (),
+            captions=_captions(guides, seed) if naming else (),
         )
 
     def regions(self, column: Column, settings: Mapping[str, Any], seed: int, folder: Path) -> RegionDataset:  # noqa: ARG002 - there is one
@@ -143,6 +155,15 @@ class FieldGuideWorld(World):
         if not file.exists():  # written last
             scenes.export(target)
         return RegionDataset(read_annotations(file, images=target))
+
+
+def _captions(guides: Sequence[FieldGuide], seed: int) -> tuple[str, ...]:
+    """Captions of other images of the same domains: every other true name occurs, among many others."""
+    texts = []
+    for guide in guides:
+        others = FieldGuide(guide.domain, categories=_CAPTIONED, seed=seed + 1).names
+        texts += [TEXT_TEMPLATE.format(name) for name in dict.fromkeys([*guide.names[::2], *others])]
+    return tuple(texts)
 
 
 @lru_cache(maxsize=8)
@@ -164,6 +185,8 @@ class BenchmarkWorld(World):
 
     Args:
         root: The folder; None for what the environment says.
+        words: A large vocabulary, for naming without a list of categories.
+        captions: A corpus of captions, likewise.
         limit: Only so many test images, evenly spaced; None for all.
         order: How shots are chosen: ``random``, or ``first`` as the authors' code does.
     """
@@ -171,15 +194,28 @@ class BenchmarkWorld(World):
     edition = "paper"
 
     def __init__(
-        self, root: str | Path | None = None, *, limit: int | None = None, order: Literal["random", "first"] = "random"
+        self,
+        root: str | Path | None = None,
+        *,
+        limit: int | None = None,
+        order: Literal["random", "first"] = "random",
+        words: Sequence[str] = (),
+        captions: Sequence[str] = (),
     ) -> None:
         self._root, self._limit, self._order = data_root(root), limit, order
+        self._words, self._captions = tuple(words), tuple(captions)
         self._open = lru_cache(maxsize=4)(lambda reference: open_benchmark(reference, self._root))
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """How images are chosen; where they lie changes nothing."""
-        return {"world": "benchmarks", "limit": self._limit, "order": self._order}
+        return {
+            "world": "benchmarks",
+            "limit": self._limit,
+            "order": self._order,
+            "words": len(self._words),
+            "captions": len(self._captions),
+        }
 
     def task(self, column: Column, settings: Mapping[str, Any], seed: int) -> Task:  # noqa: ARG002 - splits are fixed
         """Open a benchmark's splits; its test images must all be there."""
@@ -194,7 +230,15 @@ class BenchmarkWorld(World):
             _check_there(chosen)
             return chosen
 
-        return Task(names=train.categories, templates=known.templates, known=few, queries=queries)
+        return Task(
+            names=train.categories,
+            templates=known.templates,
+            known=few,
+            queries=queries,
+            words=self._words,
+            captions=self._captions,
+            kind=str(settings.get("kind", "")),
+        )
 
     def regions(self, column: Column, settings: Mapping[str, Any], seed: int, folder: Path) -> RegionDataset:  # noqa: ARG002 - they are fixed
         """Read annotations and where their images lie."""
