@@ -142,6 +142,18 @@ def test_dashes_have_their_reason_below_and_what_is_not_measured_is_counted() ->
     assert "Not in the paper: Tip." in table.notes
 
 
+def test_several_reasons_are_told_apart() -> None:
+    found = [outcome("dtd", "rar", 4, None, why="too long"), outcome("eurosat", "rar", 4, None, why="no MLLM")]
+    table = Table(spec(), found)
+    assert [entry(table, "rar", key).text() for key in ("dtd", "eurosat", "oxford_pets", "mean")] == [
+        "-¹",
+        "-²",
+        "",
+        "-",
+    ]
+    assert table.notes[:2] == ["`-¹` in 1 cell: too long.", "`-²` in 1 cell: no MLLM."]
+
+
 def test_the_papers_mean_stands_alone_where_ours_is_missing() -> None:
     table = Table(spec(), [], PAPER)
     assert entry(table, "knn", "mean").text() == f"(paper {100 * (0.475 + 0.676 + 0.556) / 3:.1f})"

@@ -30,6 +30,7 @@ class Entry:
         comparable: Whether the paper's figure is of the same images; else there is no difference.
         over: Of a mean: how many data sets it is over, of ours and the paper's alike; None of what is no mean.
         of: How many there are.
+        mark: Of the reason below the table, where there are several.
     """
 
     metric: Metric
@@ -40,6 +41,7 @@ class Entry:
     comparable: bool = True
     over: int | None = None
     of: int = 0
+    mark: str = ""
 
     @property
     def partial(self) -> bool:
@@ -62,7 +64,7 @@ class Entry:
     def text(self) -> str:
         """Ours, ± where seeds differ, and in brackets the paper's, the difference, and over how many data sets."""
         if self.ours is None:
-            mine = "-" if self.why else ""
+            mine = f"-{self.mark}" if self.why else ""
         else:
             mine = self.figure(self.ours) + (f" ± {self.figure(self.spread)}" if self.spread else "")
         told = []
@@ -108,6 +110,12 @@ class Table:
         self.columns = [(column, metric) for column in spec.columns for metric in spec.metrics]
         self.means = tuple(each for each in spec.metrics if each.share or each.unit) if len(spec.columns) > 1 else ()
         self.lines = list(self._lines())
+        several = len(self.reasons) > 1
+        self.marks = {why: _raised(place) if several else "" for place, why in enumerate(self.reasons, start=1)}
+        self.lines = [
+            replace(line, entries=tuple(replace(each, mark=self.marks.get(each.why, "")) for each in line.entries))
+            for line in self.lines
+        ]
 
     @property
     def heads(self) -> list[str]:
@@ -229,7 +237,7 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """What stands below the table."""
-        notes = [f"`-` in {_cells(count)}: {why}." for why, count in self.reasons.items()]
+        notes = [f"`-{self.marks[why]}` in {_cells(count)}: {why}." for why, count in self.reasons.items()]
         if self.missing:
             notes.append(f"Not measured yet: {_cells(self.missing)}; the same command goes on with them.")
         if any(entry.partial for line in self.lines for entry in line.entries):
@@ -308,6 +316,10 @@ class Table:
 
 def _csv_value(value: float | str | None) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _raised(number: int) -> str:
+    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _cells(count: int) -> str:
