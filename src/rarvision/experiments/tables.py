@@ -49,6 +49,11 @@ class Entry:
         return self.over is not None and 0 < self.over < self.of
 
     @property
+    def whose(self) -> str:
+        """What stands before the paper's figure; marked where it is of other data."""
+        return "paper" if self.comparable else "paper†"
+
+    @property
     def difference(self) -> float | None:
         """Ours less the paper's; None where they are of other images."""
         return None if self.ours is None or self.paper is None or not self.comparable else self.ours - self.paper
@@ -58,8 +63,8 @@ class Entry:
         if value is None:
             return ""
         if self.metric.share:
-            return f"{100 * value:{'+' if sign else ''}.1f}"
-        return f"{value:{'+' if sign else ''},.{1 if self.metric.unit else 0}f}"
+            return f"{100 * value:{'+' if sign else ''}z.1f}"
+        return f"{value:{'+' if sign else ''}z,.{1 if self.metric.unit else 0}f}"
 
     def text(self) -> str:
         """Ours, ± where seeds differ, and in brackets the paper's, the difference, and over how many data sets."""
@@ -69,7 +74,7 @@ class Entry:
             mine = self.figure(self.ours) + (f" ± {self.figure(self.spread)}" if self.spread else "")
         told = []
         if self.paper is not None:
-            told.append(f"paper {self.figure(self.paper)}")
+            told.append(f"{self.whose} {self.figure(self.paper)}")
         if self.difference is not None:
             told.append(self.figure(self.difference, sign=True))
         if self.partial:
@@ -242,8 +247,8 @@ class Table:
             notes.append(f"Not measured yet: {_cells(self.missing)}; the same command goes on with them.")
         if any(entry.partial for line in self.lines for entry in line.entries):
             notes.append("A mean over some of the data sets is over those of which both sides have a figure.")
-        if self.foreign:
-            notes.append("The paper's means are of its own data sets and models: for the shape, not to be compared.")
+        if any(entry.paper is not None and not entry.comparable for line in self.lines for entry in line.entries):
+            notes.append("† The paper's mean is of other data sets than ours: for the shape, not to be compared.")
         if self.published is not None:
             notes += [f"No figure of the paper in {_cells(n)}: {why}." for why, n in self._paper_reasons().items()]
             notes += self.published.notes
