@@ -105,7 +105,7 @@ def test_data_sets_that_are_not_there(run, tmp_path):  # noqa: F811
 def test_killed_and_interrupted_it_goes_on(tmp_path):
     command = [
         sys.executable, "-m", "rarvision", "reproduce", "figure-10", "--field-guide", "--quick", "--datasets",
-        "aircraft,butterflies", "--limit", "40", "--out", str(tmp_path / "results"),
+        "aircraft,butterflies", "--limit", "16", "--out", str(tmp_path / "results"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     images = tmp_path / "results" / "figure-10" / "images"
@@ -116,7 +116,7 @@ def test_killed_and_interrupted_it_goes_on(tmp_path):
     for kill in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         before = lines()
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        while lines() < before + 60 and process.poll() is None:
+        while lines() < before + 25 and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(kill)
         _, error = process.communicate(timeout=120)
