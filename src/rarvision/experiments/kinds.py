@@ -366,6 +366,7 @@ def naming(lab: Lab, cell: Cell) -> Outcome:
         templates=task.templates,
         attribute_question=NAMING_PROMPT if embedded else None,
         most_words=5 if embedded else 3,
+        min_captions=1 if embedded else 2,
     )
     ranker = lab.ranker() if preset.ranked else None
     stem = _outcome(cell).id
