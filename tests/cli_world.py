@@ -37,7 +37,7 @@ def fakes(monkeypatch):
         )
 
     monkeypatch.setattr(models, "open_encoder", open_encoder)
-    monkeypatch.setattr(models, "_open_chat", open_chat)
+    monkeypatch.setattr(models, "open_mllm", open_chat)
     monkeypatch.setattr(models, "quiet_transformers", lambda: None)
     monkeypatch.delenv("RARVISION_MAX_PIXELS", raising=False)
     return asked

@@ -103,7 +103,7 @@ def commands():
 
 def test_the_commands_are_those_promised():
     assert {" ".join(path) for path, _ in commands()} == {
-        "demo", "recognize", "evaluate", "regions", "evaluate-regions", "compare", "fit",
+        "demo", "recognize", "evaluate", "regions", "evaluate-regions", "compare", "fit", "name", "reproduce", "report",
         "memory create", "memory add", "memory remove", "memory info",
         "memory import", "memory evaluate", "memory search", "memory rename", "memory merge", "memory move",
         "memory copy", "memory export", "memory verify", "memory compact", "memory reencode", "memory tune-index",

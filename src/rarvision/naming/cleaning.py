@@ -18,11 +18,18 @@ _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):]|[a-z][.)])\s*")
 _QUOTES = "\"'`“”„‘’«»[]{}*"  # noqa: RUF001 - quotes as models write them
 _NOTHING = {"unknown", "none", "n/a", "i don't know", "not sure", "unsure", "no", "yes"}
+_REFUSALS = re.compile(
+    r"^(?:(?:i|we)\s|i['’]m\s|(?:i\s+am\s+)?sorry\b|(?:cannot|can['’]?t|can\s+not|unable|impossible|not)\s|"  # noqa: RUF001
+    r"there\s+(?:is|are)\s|as\s+an\s+ai\b)",
+    re.IGNORECASE,
+)
 _ENDINGS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("ses", "s"))
 
 
 def read_names(answer: str, most: int = 1) -> tuple[str, ...]:
     r"""The names in an answer: one a line, numbered, or with commas; without articles, quotes and what leads to them.
+
+    Refusals ("I cannot tell"), whole sentences and answers without letters hold no name.
 
     Args:
         answer: As a model wrote it.
@@ -51,9 +58,9 @@ def _one(text: str) -> str | None:
         text = _ARTICLE.sub("", _LEADS.sub("", text)).strip()
     text = re.sub(r"\s+", " ", text).strip(" .!?:;,").strip(_QUOTES).strip()
     words = text.split()
-    if not words or len(words) > _MOST_WORDS or text.casefold() in _NOTHING or not any(map(str.isalpha, text)):
+    if not words or len(words) > _MOST_WORDS or not any(map(str.isalpha, text)):
         return None
-    return text
+    return None if text.casefold() in _NOTHING or _REFUSALS.match(text) else text
 
 
 def name_key(name: str) -> str:

@@ -73,12 +73,14 @@ class NamedImage:
         guesses: What was guessed of it.
         name: The name that survived for it; None where there is none.
         reason: Why there is none, or why it is not its own guess; None where it is.
+        failed: As of `GuessedImage`.
     """
 
     source: str
     guesses: tuple[str, ...]
     name: str | None
     reason: str | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -298,7 +300,7 @@ def vote_names(
     rows = {place: row for row, place in enumerate(readable)}
     for place, image in enumerate(guesses):
         if image.failed:
-            images.append(NamedImage(source=image.source, guesses=(), name=None, reason=image.reason))
+            images.append(NamedImage(source=image.source, guesses=(), name=None, reason=image.reason, failed=True))
             continue
         chosen, reason = first[place], None
         if count[chosen] < min_votes:
