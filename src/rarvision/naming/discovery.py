@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from PIL.Image import Image
@@ -25,10 +25,8 @@ from rarvision.errors import (
 from rarvision.images import load_image
 from rarvision.naming.base import Guess, Namer
 from rarvision.naming.cleaning import canonical_names
+from rarvision.reporting import EvaluatedImage
 from rarvision.runs import RunFile
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 __all__ = ["Discovery", "GuessedImage", "NamedImage", "Voting", "ask_each", "guess_names", "vote_names"]
 
@@ -153,7 +151,7 @@ def guess_names(
     )
 
 
-_Line = TypeVar("_Line", bound="DataclassInstance")
+_Line = TypeVar("_Line", GuessedImage, EvaluatedImage)
 
 
 def ask_each(
