@@ -142,6 +142,24 @@ def test_dashes_have_their_reason_below_and_what_is_not_measured_is_counted() ->
     assert "Not in the paper: Tip." in table.notes
 
 
+def test_no_difference_has_no_minus() -> None:
+    same = Entry(metric=TOP1, ours=0.4749999, paper=0.475)
+    assert same.text() == "47.5 (paper 47.5, +0.0)"
+    assert Entry(metric=Metric(key="n", title="n", share=False), ours=12345.0).text() == "12,345"
+
+
+def test_several_reasons_are_told_apart() -> None:
+    found = [outcome("dtd", "rar", 4, None, why="too long"), outcome("eurosat", "rar", 4, None, why="no MLLM")]
+    table = Table(spec(), found)
+    assert [entry(table, "rar", key).text() for key in ("dtd", "eurosat", "oxford_pets", "mean")] == [
+        "-¹",
+        "-²",
+        "",
+        "-",
+    ]
+    assert table.notes[:2] == ["`-¹` in 1 cell: too long.", "`-²` in 1 cell: no MLLM."]
+
+
 def test_the_papers_mean_stands_alone_where_ours_is_missing() -> None:
     table = Table(spec(), [], PAPER)
     assert entry(table, "knn", "mean").text() == f"(paper {100 * (0.475 + 0.676 + 0.556) / 3:.1f})"
@@ -156,8 +174,9 @@ def test_of_other_images_the_papers_mean_is_shown_and_not_subtracted() -> None:
     assert entry(table, "knn", "birds").paper is None
     mean = entry(table, "knn", "mean")
     assert mean.difference is None
-    assert mean.text() == "40.0 (paper 56.9)"
-    assert any("not to be compared" in note for note in table.notes)
+    assert mean.text() == "40.0 (paper† 56.9)"
+    assert any(note.startswith("† The paper's mean is of other data sets") for note in table.notes)
+    assert not any("†" in note for note in Table(spec(), some(), PAPER).notes)
 
 
 def test_a_printed_mean_stands_where_no_figure_by_data_set_is_known() -> None:

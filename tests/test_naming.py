@@ -10,7 +10,7 @@ from PIL import Image
 
 from colour_world import COLOURS, Pictures, picture
 from rarvision.chat import Capabilities, Chat, Completion
-from rarvision.errors import DatasetError, InputError, OptionError
+from rarvision.errors import DatasetError, InputError, NoNamesError, OptionError
 from rarvision.memory import LocalMemory
 from rarvision.naming import (
     AttributeNamer,
@@ -89,6 +89,7 @@ def colour_of(images):
         ('"Boeing 707-320"', 1, ("Boeing 707-320",)),
         ("finch, Finches, robin", 3, ("finch", "robin")),
         ("unknown", 1, ()),
+        ("I cannot say.", 1, ()),
         ("", 1, ()),
         ("12345", 1, ()),
         ("I am sorry but I cannot tell at all what kind of bird this one is", 1, ()),
@@ -294,9 +295,9 @@ def test_own_guesses_and_votes_that_are_too_few():
 
 
 def test_when_no_name_is_left():
-    with pytest.raises(DatasetError, match="no name was guessed"):
+    with pytest.raises(NoNamesError, match="no name was guessed"):
         vote_names(Pictures(["red"]), guessed(()), FakeEncoder())
-    with pytest.raises(DatasetError, match=r"no name has 3 votes, the most is 1.*--min-votes"):
+    with pytest.raises(NoNamesError, match=r"no name has 3 votes, the most is 1.*--min-votes"):
         vote_names(Pictures(["red"]), guessed(("red",)), FakeEncoder(), min_votes=3)
     with pytest.raises(OptionError, match="voting"):
         vote_names(Pictures(["red"]), guessed(("red",)), FakeEncoder(), voting="loud")

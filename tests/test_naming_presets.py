@@ -16,6 +16,7 @@ from rarvision.errors import (
     ChatUnsupportedError,
     DatasetError,
     InputError,
+    NoNamesError,
     OptionError,
 )
 from rarvision.images import Picture
@@ -314,5 +315,5 @@ def test_options_out_of_range():
         guess_names(Pictures(COLOURS), Failing({}), batch_size=0)
     with pytest.raises(OptionError, match="min_votes"):
         discover("rar", sources(), Pictures(COLOURS), min_votes=0)
-    with pytest.raises(DatasetError, match=r"no name was guessed for any of 6 images .*could be read"):
+    with pytest.raises(NoNamesError, match=r"no name was guessed for any of 6 images .*could be read"):
         discover("rar", sources(chat=FakeChat(answers="?")), Pictures(COLOURS))

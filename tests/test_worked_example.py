@@ -363,7 +363,7 @@ def test_the_command_line_has_it(run, memory_of_colours, photos, fakes, monkeypa
     from rarvision.cli import models
 
     chat = FakeChat({"blue": -0.1, "red": -5.0, "green": -6.0, "yellow": -7.0, "white": -8.0})
-    monkeypatch.setattr(models, "_open_chat", lambda *_, **__: chat)
+    monkeypatch.setattr(models, "open_mllm", lambda *_, **__: chat)
     command = ["recognize", photos, "-m", memory_of_colours, "-r", "x", "--strategy", "choice", "--json"]
     found = lines(run(*command, "--worked-example"))
     assert [line["ranking"]["status"] for line in found] == ["ranked"] * 3

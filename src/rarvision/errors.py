@@ -7,6 +7,7 @@
     │   ├── ImageError             an image cannot be read: truncated, empty, not an image
     │   │   └── ImageTooLargeError more pixels than the limit; refused before decoding
     │   ├── DatasetError           a folder, CSV, JSONL or name list is not as documented
+    │   ├── NoNamesError           no name was found for any of the images that were to be named
     │   ├── LeakageError           sets that must be apart share images or categories
     │   └── OptionError            an option's value is out of range or unknown
     ├── MissingExtraError          an optional dependency is not installed; names the exact command
@@ -54,6 +55,7 @@ __all__ = [
     "MemoryStoreError",
     "MemoryUnavailableError",
     "MissingExtraError",
+    "NoNamesError",
     "OptionError",
     "RarvisionError",
     "TrainingError",
@@ -78,6 +80,10 @@ class ImageTooLargeError(ImageError):
 
 class DatasetError(InputError):
     """A folder, CSV, JSONL or list of names is not as documented."""
+
+
+class NoNamesError(InputError):
+    """No name was guessed for any of the images, or none has enough votes."""
 
 
 class LeakageError(InputError):

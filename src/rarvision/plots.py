@@ -19,8 +19,10 @@ __all__ = ["check_plot", "draw_losses", "plot_gate", "plot_risk_coverage", "save
 _SMOOTHED_FROM = 10  # steps
 
 
-def subplots(columns: int = 1, *, size: tuple[float, float] = (5.0, 3.6)) -> tuple[Any, list[Any]]:
-    """A figure and its axes, side by side; ``size`` in inches, of one of them.
+def subplots(
+    columns: int = 1, *, size: tuple[float, float] = (5.0, 3.6), wrap: int | None = None
+) -> tuple[Any, list[Any]]:
+    """A figure and its axes, side by side; ``size`` in inches, of one of them; from ``wrap`` on they go on below.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -31,9 +33,13 @@ def subplots(columns: int = 1, *, size: tuple[float, float] = (5.0, 3.6)) -> tup
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "rarvision"  # the same plot gives the same file
-    figure = Figure(figsize=(size[0] * columns, size[1]), layout="constrained")
-    found = figure.subplots(1, columns, squeeze=False)
-    return figure, list(found[0])
+    wide = min(columns, wrap or columns)
+    high = -(-columns // wide)
+    figure = Figure(figsize=(size[0] * wide, size[1] * high), layout="constrained")
+    found = list(figure.subplots(high, wide, squeeze=False).flat)
+    for empty in found[columns:]:
+        empty.remove()
+    return figure, found[:columns]
 
 
 def check_plot(path: Path) -> None:

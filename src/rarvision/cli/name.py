@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rarvision.cli import options
-from rarvision.cli.output import echo_json, print_table, progress, say, write_rows
+from rarvision.cli.output import echo_json, print_table, progress, say, show, write_rows
 from rarvision.errors import OptionError
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ def _row(image: Any) -> dict[str, Any]:
 def _show(found: Discovery, memory: Path | None) -> None:
     votes = list(found.votes.items())
     rows = [(name, f"{count:,}") for name, count in votes[:_SHOWN]]
-    print_table(("name", "votes"), rows, title=f"{len(votes):,} names of {len(found.images):,} images")
+    show(f"{len(votes):,} names of {len(found.images):,} images")
+    print_table(("name", "votes"), rows)
     if len(votes) > _SHOWN:
         say(f"and {len(votes) - _SHOWN:,} more; --csv and --json have all")
     if found.dropped:

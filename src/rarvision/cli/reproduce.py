@@ -262,9 +262,18 @@ def _restricted(spec: Spec, name: str, chosen: ExperimentOptions, aliases: Any) 
 
 def _world(chosen: ExperimentOptions) -> World:
     from rarvision.experiments import BenchmarkWorld, FieldGuideWorld
+    from rarvision.naming import read_captions, read_words
 
     if not chosen.field_guide:
-        return BenchmarkWorld(chosen.data_root, limit=chosen.limit, order="first" if chosen.paper_compat else "random")
+        return BenchmarkWorld(
+            chosen.data_root,
+            limit=chosen.limit,
+            order="first" if chosen.paper_compat else "random",
+            words=read_words(chosen.words) if chosen.words else (),
+            captions=read_captions(chosen.captions) if chosen.captions else (),
+        )
+    if chosen.words is not None or chosen.captions is not None:
+        raise OptionError("--words and --captions go without --field-guide, which has its own")
     if chosen.data_root is not None:
         raise OptionError("--data-root goes without --field-guide: the field guide needs no files")
     sizes: dict[str, Any] = dict(_QUICK) if chosen.quick else {}

@@ -131,7 +131,7 @@ def _at(outcomes: Sequence[Outcome], row: str, at: Mapping[str, Any]) -> list[Ou
 
 def _told(difference: _Difference) -> str:
     mean, low, high, _ = difference
-    interval = "" if np.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    interval = " (without interval)" if np.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
     return f"{100 * mean:+.1f}{interval}"
 
 

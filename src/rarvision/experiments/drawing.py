@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,18 @@ from rarvision.plots import save_figure, subplots
 
 __all__ = ["draw"]
 
-_PANEL = (4.2, 3.4)
+_PANEL, _ONE = (4.2, 3.4), (6.8, 4.8)
+"""Inches, of one of several panels, and of one alone."""
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f")
+"""Told apart by people who see colours differently (after Okabe and Ito)."""
+_MARKERS = "osD^vPX*"
 
 
-def draw(spec: Spec, outcomes: Sequence[Outcome], published: Published | None, paths: Sequence[Path]) -> None:
-    """Write a figure to all these files (.png, .svg).
+def draw(spec: Spec, outcomes: Sequence[Outcome], published: Published | None, paths: Sequence[Path]) -> list[str]:
+    """Write a figure to all these files (.png, .svg), each whole or not at all.
+
+    What is a mean over some of the data sets is left out: along a line it would not be of the same ones. The files
+    depend on the arguments only.
 
     Args:
         spec: With a plot.
@@ -26,33 +33,47 @@ def draw(spec: Spec, outcomes: Sequence[Outcome], published: Published | None, p
         published: The paper's figures; drawn where they are of the same data sets.
         paths: Files.
 
+    Returns:
+        The titles of methods of which something was left out.
+
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     assert spec.plot is not None  # noqa: S101 - callers ask for specs with one
     table = Table(spec, outcomes, published)
     panels = _panels(spec, table)
-    figure, axes = subplots(len(panels), size=_PANEL)
+    wide = 2 if len(panels) in (2, 4) else 3
+    figure, axes = subplots(len(panels), size=_PANEL if len(panels) > 1 else _ONE, wrap=wide)
     handles: dict[str, Any] = {}
+    left_out: list[str] = []
     for number, ((title, metric, pick), axis) in enumerate(zip(panels, axes, strict=True)):
         for place, row in enumerate(spec.rows):
-            series = _series(spec, table, row, pick)
-            _line(axis, series, row, colour=f"C{place % 10}", handles=handles, scale=100 if metric.share else 1)
+            found = _series(spec, table, row, pick)
+            series = [(x, entry) for x, entry in found if not entry.partial]
+            if len(series) < len(found) and row.title not in left_out:
+                left_out.append(row.title)
+            _line(axis, series, row, place=place, handles=handles, scale=100 if metric.share else 1)
         axis.set(title=title, xlabel=_x_title(spec))
+        what = metric.title.rstrip("@0123456789") if spec.plot.x == "metrics" else metric.title
         if metric.share:
-            axis.set_ylabel("%" if number else f"{metric.title}, %")
+            axis.set_ylabel("%" if number % wide else f"{what}, %")
         else:
             axis.set_ylabel(metric.unit or metric.title)
             axis.set_yscale("log")
         if spec.plot.log:
             axis.set_xscale("log")
-            _ticks(axis, spec)
+        _ticks(axis, spec)
         axis.grid(alpha=0.3)
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
-    )
+    if handles:
+        columns = min(len(handles), 4 if len(panels) > 2 else 2)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize="small"
+        )
     for path in paths:
-        save_figure(figure, path)
+        fresh = path.with_name(f"{path.stem}.part{path.suffix}")
+        save_figure(figure, fresh)
+        fresh.replace(path)
+    return left_out
 
 
 Pick = Any
@@ -73,11 +94,11 @@ def _panels(spec: Spec, table: Table) -> list[tuple[str, Metric, Pick]]:
         return found if spec.plot.panels == "columns" else found[:1]
     if spec.plot.panels == "columns":
         return [(column.title, first, number * width + at) for number, column in enumerate(spec.columns)]
+    means = table.means or spec.metrics  # of one column, its figures themselves
     start = len(spec.columns) * width if table.means else 0
     what = f"\nmean of {len(spec.columns)} data sets" if table.means else ""
-    if spec.plot.panels == "metrics":
-        return [(f"{metric.title}{what}", metric, start + number) for number, metric in enumerate(spec.metrics)]
-    return [(f"{first.title}{what}", first, start + at)]
+    shown = means if spec.plot.panels == "metrics" else (first,)
+    return [(f"{metric.title}{what}", metric, start + means.index(metric)) for metric in shown]
 
 
 def _series(spec: Spec, table: Table, row: Row, pick: Pick) -> list[tuple[Any, Entry]]:
@@ -94,28 +115,24 @@ def _series(spec: Spec, table: Table, row: Row, pick: Pick) -> list[tuple[Any, E
 
 
 def _line(
-    axis: Any,
-    series: Sequence[tuple[Any, Entry]],
-    row: Row,
-    *,
-    colour: str,
-    handles: dict[str, Any],
-    scale: float,
+    axis: Any, series: Sequence[tuple[Any, Entry]], row: Row, *, place: int, handles: dict[str, Any], scale: float
 ) -> None:
-    known = [(x, entry) for x, entry in series if entry.ours is not None]
+    """A row's line, its band over seeds, and the paper's beside it."""
+    colour = _COLOURS[place % len(_COLOURS)]
+    known = [(x, scale * entry.ours, scale * entry.spread) for x, entry in series if entry.ours is not None]
     if known:
-        xs, ys = [x for x, _ in known], [scale * float(entry.ours or 0.0) for _, entry in known]
-        style = {"linestyle": ":"} if row.once else {"marker": "o", "markersize": 4}
-        (line,) = axis.plot(xs, ys, color=colour, **style)
+        xs, ys, spreads = zip(*known, strict=True)
+        style = {"linestyle": ":"} if row.once else {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 4.5}
+        (line,) = axis.plot(xs, ys, color=colour, label=row.title, **style)
         handles.setdefault(row.title, line)
-        spread = [scale * entry.spread for _, entry in known]
-        if any(spread):
-            low, high = ([y + sign * s for y, s in zip(ys, spread, strict=True)] for sign in (-1, 1))
+        if any(spreads):
+            low, high = ([y + sign * s for y, s in zip(ys, spreads, strict=True)] for sign in (-1, 1))
             axis.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
     paper = [(x, scale * entry.paper) for x, entry in series if entry.paper is not None and entry.comparable]
     if paper:
-        (line,) = axis.plot(*zip(*paper, strict=True), color=colour, linestyle="--", alpha=0.5, linewidth=1)
-        handles.setdefault(f"{row.title}, paper", line)
+        name = f"{row.title}, paper"
+        (line,) = axis.plot(*zip(*paper, strict=True), color=colour, linestyle="--", alpha=0.5, linewidth=1, label=name)
+        handles.setdefault(name, line)
 
 
 def _x_title(spec: Spec) -> str:
@@ -126,11 +143,17 @@ def _x_title(spec: Spec) -> str:
 
 
 def _ticks(axis: Any, spec: Spec) -> None:
+    """At the places that were measured."""
     from matplotlib.ticker import NullLocator
 
-    values: Mapping[Any, str] = {value: f"{value:,}" for value in (spec.axis.values if spec.axis else ())}
-    axis.set_xticks(list(values), list(values.values()))
-    axis.xaxis.set_minor_locator(NullLocator())
+    assert spec.plot is not None  # noqa: S101
+    if spec.plot.x == "metrics":
+        values = [_number(metric.key) for metric in spec.metrics]
+    else:
+        values = list(spec.axis.values) if spec.axis else []
+    if all(isinstance(value, (int, float)) for value in values):
+        axis.set_xticks(values, [f"{value:,}" for value in values])
+        axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _number(key: str) -> int:

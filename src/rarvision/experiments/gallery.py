@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -48,8 +48,9 @@ class Card:
         status: The ranking's.
         reason: Why it is not as answered.
         picture: A data URI; None where it could not be had.
-        exemplars: One of each candidate, by name; those that could not be had are missing.
-        trouble: Why a picture could not be had.
+        exemplars: Data URIs, one of each candidate, by name; those that could not be had are missing.
+        trouble: Why the image's picture could not be had.
+        troubles: Why a candidate's could not be had, by name.
     """
 
     cell: str
@@ -68,6 +69,12 @@ class Card:
     exemplars: Mapping[str, str]
     at: str = ""
     trouble: str | None = None
+    troubles: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for picture in (self.picture, *self.exemplars.values()):
+            if picture is not None and not picture.startswith("data:image/"):
+                raise InputError(f"{self.source}: a picture must be a data URI of an image, got {picture:.40}")
 
 
 def kind_of(image: EvaluatedImage) -> Kind | None:
@@ -119,37 +126,48 @@ def make_gallery(
 
     Returns:
         How many are kept.
+
+    Raises:
+        InputError: The outcome has no file of images, or it is no such file.
     """
-    images = read_run(folder / outcome.images, EvaluatedImage.read)[1].values()
+    if not outcome.images:
+        raise InputError(f"{outcome.id}: has no file with a line an image, which a gallery is chosen from")
+    file = folder / outcome.images
+    by_kind = chosen_images(read_run(file, EvaluatedImage.read)[1].values(), limit)
+    kinds = {image.source: kind for kind, several in by_kind.items() for image in several}
+    whole = read_run(file, lambda line: _whole(line) if line["source"] in kinds else None)[1] if kinds else {}
+    pictures = {name: _picture(exemplar, name) for name in _shown(whole.values())}
     cards = []
-    for kind, several in chosen_images(images, limit).items():
-        for image in several:
-            picture, trouble = _picture(query, image.source)
-            known = {}
-            for name in dict.fromkeys(image.retrieved[:_SHOWN]):
-                thumbnail, _ = _picture(exemplar, name)
-                if thumbnail is not None:
-                    known[name] = thumbnail
-            cards.append(
-                Card(
-                    cell=outcome.id,
-                    column=outcome.column,
-                    row=outcome.row,
-                    at=", ".join(f"{key} {value}" for key, value in outcome.at.items()),
-                    kind=kind,
-                    source=image.source,
-                    label=image.label,
-                    retrieved=image.retrieved,
-                    ranked=image.ranked,
-                    probability=image.probability,
-                    raw=image.raw,
-                    status=image.status,
-                    reason=image.reason,
-                    picture=picture,
-                    exemplars=known,
-                    trouble=trouble,
-                )
+    for source, kind in kinds.items():
+        image = whole[source]
+        picture, trouble = _picture(query, source)
+        known: dict[str, str] = {}
+        troubles: dict[str, str] = {}
+        for place, name in enumerate(dict.fromkeys(image.retrieved)):
+            found, why = pictures[name] if place < _SHOWN else (None, f"only the first {_SHOWN} are shown")
+            known |= {} if found is None else {name: found}
+            troubles |= {} if why is None else {name: why}
+        cards.append(
+            Card(
+                cell=outcome.id,
+                column=outcome.column,
+                row=outcome.row,
+                at=", ".join(f"{key} {value}" for key, value in outcome.at.items()),
+                kind=kind,
+                source=source,
+                label=image.label,
+                retrieved=image.retrieved,
+                ranked=image.ranked,
+                probability=image.probability,
+                raw=image.raw,
+                status=image.status,
+                reason=image.reason,
+                picture=picture,
+                exemplars=known,
+                trouble=trouble,
+                troubles=troubles,
             )
+        )
     path = folder / GALLERY
     others = [card for card in read_gallery(path) if card.cell != outcome.id]
     fresh = path.with_name(path.name + ".part")
@@ -157,6 +175,16 @@ def make_gallery(
     fresh.write_text("".join(lines), encoding="utf-8")
     fresh.replace(path)
     return len(cards)
+
+
+def _whole(line: Mapping[str, Any]) -> EvaluatedImage:
+    """An image with the MLLM's words, which a report over many of them does without."""
+    return replace(EvaluatedImage.read(line), raw=line.get("raw"), reason=line.get("reason"))
+
+
+def _shown(images: Iterable[EvaluatedImage]) -> list[str]:
+    """The candidates that get a picture, each once."""
+    return list(dict.fromkeys(name for image in images for name in list(dict.fromkeys(image.retrieved))[:_SHOWN]))
 
 
 def read_gallery(path: Path) -> list[Card]:
@@ -173,7 +201,7 @@ def read_gallery(path: Path) -> list[Card]:
             values: dict[str, Any] = json.loads(line)
             names: Sequence[str] = ("retrieved", "ranked")
             cards.append(Card(**{**values, **{name: tuple(values[name]) for name in names}}))
-        except (ValueError, TypeError, KeyError) as error:
+        except (InputError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path}, line {number}: is no picture of a gallery ({error}); remove the file") from error
     return cards
 

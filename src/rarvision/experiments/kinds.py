@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from rarvision.errors import ContextLengthError, OptionError
+from rarvision.errors import ContextLengthError, NoNamesError, OptionError
 from rarvision.evaluate import Report, evaluate
 from rarvision.experiments.lab import Cell, Lab
 from rarvision.experiments.methods import METHODS, Method, crop_rule
@@ -363,17 +363,20 @@ def naming(lab: Lab, cell: Cell) -> Outcome:
     ranker = lab.ranker() if preset.ranked else None
     stem = _outcome(cell).id
     folder = lab.work / "naming" / stem
-    report = evaluate_preset(
-        cell.row.method,
-        sources,
-        unlabelled=task.known(int(cell.settings["shots"]), cell.seed),
-        test=task.queries,
-        folder=folder,
-        ranker=ranker,
-        k=int(cell.settings.get("k", 5)),
-        calibration=lab.calibration,
-        progress=lambda what, done, of: lab.tell(f"{stem}: {what}", done, of),
-    )
+    try:
+        report = evaluate_preset(
+            cell.row.method,
+            sources,
+            unlabelled=task.known(int(cell.settings["shots"]), cell.seed),
+            test=task.queries,
+            folder=folder,
+            ranker=ranker,
+            k=int(cell.settings.get("k", 5)),
+            calibration=lab.calibration,
+            progress=lambda what, done, of: lab.tell(f"{stem}: {what}", done, of),
+        )
+    except NoNamesError as error:
+        return _none(cell, str(error))
     name = f"naming/{stem}.jsonl"
     (lab.folder / "naming").mkdir(exist_ok=True)
     (folder / "test.jsonl").replace(lab.folder / name)

@@ -93,7 +93,7 @@ def field_guide_naming(
 
     Raises:
         OptionError: What the preset needs is missing, or an option is out of range.
-        DatasetError: No name survives.
+        NoNamesError: No name survives.
 
     Source: Table 1, sections 4.2 and C.1; the world is this package's.
     """

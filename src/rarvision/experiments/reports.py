@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rarvision.errors import InputError, MissingExtraError
 from rarvision.experiments.claims import Verdict, judge
@@ -19,7 +20,7 @@ from rarvision.experiments.running import OUTCOMES, read_configuration
 from rarvision.experiments.spec import Spec
 from rarvision.experiments.tables import Table, measured_part
 
-__all__ = ["Rebuilt", "rebuild_report"]
+__all__ = ["Rebuilt", "rebuild_report", "write_report"]
 
 _TEMPLATE = "report.html.jinja"
 
@@ -34,6 +35,7 @@ class Rebuilt:
         verdicts: On the paper's claims.
         files: What was written.
         no_figure: Why there is no figure, where there should be one.
+        left_out: Methods of which the figure lacks something: means over some of the data sets.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -41,10 +43,11 @@ class Rebuilt:
     verdicts: tuple[Verdict, ...]
     files: tuple[Path, ...]
     no_figure: str | None
+    left_out: tuple[str, ...] = ()
 
 
 def rebuild_report(folder: Path, spec: Spec) -> Rebuilt:
-    """Write ``table.md``, ``table.csv``, ``figure.png``, ``figure.svg`` and ``report.html`` into a folder of results.
+    """Write the report of what a folder of results holds, see `write_report`.
 
     Needs nothing but the folder: no models, no images.
 
@@ -60,22 +63,44 @@ def rebuild_report(folder: Path, spec: Spec) -> Rebuilt:
     if not outcomes:
         raise InputError(f"{folder}: nothing has been measured yet; `rarvision reproduce {spec.name}` goes on")
     part = measured_part(spec, outcomes)
+    return write_report(folder, part, outcomes, verdicts=judge(part, outcomes, folder), settings=settings)
+
+
+def write_report(
+    folder: Path,
+    spec: Spec,
+    outcomes: Sequence[Outcome],
+    *,
+    verdicts: Sequence[Verdict],
+    settings: Mapping[str, Any],
+) -> Rebuilt:
+    """Write ``table.md``, ``table.csv``, ``report.html`` and, of a spec with a plot, ``figure.png`` and ``figure.svg``.
+
+    Each file is written whole or not at all. Where matplotlib is missing there is no figure, and the report says so.
+
+    Args:
+        folder: Where they go; the gallery in it is shown, see `rarvision.experiments.gallery`.
+        spec: What was measured.
+        outcomes: What came of it.
+        verdicts: On the spec's claims.
+        settings: What all of it depends on, JSON values.
+    """
     paper = published(spec.paper) if spec.paper else None
-    table = Table(part, outcomes, paper)
-    verdicts = judge(part, outcomes, folder)
+    table = Table(spec, outcomes, paper)
     files = [folder / "table.md", folder / "table.csv"]
-    _write(files[0], _markdown(part, table, verdicts, outcomes))
+    _write(files[0], _markdown(spec, table, verdicts, outcomes))
     _write(files[1], table.to_csv())
-    no_figure = None
+    no_figure, left_out = None, []
     figures = [folder / "figure.png", folder / "figure.svg"]
-    if part.plot is not None:
+    if spec.plot is not None:
         try:
-            draw(part, outcomes, paper, figures)
+            left_out = draw(spec, outcomes, paper, figures)
             files += figures
         except MissingExtraError as error:
             no_figure = str(error)
+            for stale in figures:  # of earlier outcomes
+                stale.unlink(missing_ok=True)
     svg = figures[1].read_text(encoding="utf-8") if figures[1] in files else None
-    cards = read_gallery(folder / GALLERY)
     page = folder / "report.html"
     found = Rebuilt(
         outcomes=tuple(outcomes),
@@ -83,14 +108,16 @@ def rebuild_report(folder: Path, spec: Spec) -> Rebuilt:
         verdicts=tuple(verdicts),
         files=(*files, page),
         no_figure=no_figure,
+        left_out=tuple(left_out),
     )
-    _write(page, _html(part, found, cards, settings, svg))
+    _write(page, _html(spec, found, read_gallery(folder / GALLERY), settings, svg))
     return found
 
 
 def _write(path: Path, text: str) -> None:
+    """Whole or not at all; what is no Unicode in a file's name is escaped."""
     fresh = path.with_name(path.name + ".part")
-    fresh.write_text(text, encoding="utf-8")
+    fresh.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     fresh.replace(path)
 
 
@@ -130,21 +157,38 @@ def _html(spec: Spec, found: Rebuilt, cards: Sequence[Card], settings: Mapping[s
     def values(name: str) -> list[str]:
         return list(dict.fromkeys(titles.get(key, key) for key in (getattr(card, name) for card in cards)))
 
+    filters = {"kind": values("kind"), "data set": values("column"), "method": values("row"), "at": values("at")}
     limit = max((sum(c.cell == card.cell and c.kind == card.kind for c in cards) for card in cards), default=0)
     return environment.get_template(_TEMPLATE).render(
         spec=spec,
         table=found.table,
         verdicts=found.verdicts,
         outcomes=found.outcomes,
+        stamp=_stamp(found.outcomes),
         cards=cards,
+        pictures=_pictures(cards),
         limit=limit,
-        filters={"kind": values("kind"), "data set": values("column"), "method": values("row")},
+        filters={name: several for name, several in filters.items() if any(several)},
         titles=titles,
         statuses=_statuses,
+        link=_link,
         settings=json.dumps(settings, indent=1),
         svg=None if svg is None else _inline(svg),
         no_figure=found.no_figure,
+        left_out=found.left_out,
     )
+
+
+def _pictures(cards: Sequence[Card]) -> dict[str, str]:
+    """An id for each picture of a category: many cards show the same ones, and the page is to hold each once."""
+    found = dict.fromkeys(picture for card in cards for picture in card.exemplars.values())
+    return {picture: f"picture-{place}" for place, picture in enumerate(found)}
+
+
+def _link(name: str) -> str | None:
+    """A file of the results' folder as an address; None for what lies elsewhere."""
+    parts = name.split("/")
+    return quote(name) if len(parts) > 1 and parts[0] in ("images", "boxes") and ".." not in parts else None
 
 
 def _inline(svg: str) -> str:

@@ -8,55 +8,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from rarvision.errors import OptionError
+from rarvision.experiments.columns import DOMAINS, ELEVEN, FIVE, LVIS, SCENES, V3DET
 from rarvision.experiments.spec import Axis, Claim, Column, Metric, Plot, Row, Spec
 
 __all__ = ["ALIASES", "EXPERIMENTS", "Edition", "spec_of"]
 
 Edition = Literal["paper", "field-guide"]
-
-_COMMON, _FINE = "Common", "Fine-grained"
-
-_DOMAINS = (
-    Column(key="birds", title="Birds", options={"categories": 500}),
-    Column(key="fish", title="Fish", options={"categories": 200}),
-    Column(key="flowers", title="Flowers", options={"categories": 100}),
-    Column(key="butterflies", title="Butterflies", options={"categories": 50}),
-    Column(key="aircraft", title="Aircraft", options={"categories": 20}),
-)
-"""The field guide's columns: vocabularies of different size, as the benchmarks' are."""
-
-
-def _benchmark(key: str, title: str, group: str, **options: Any) -> Column:
-    return Column(key=key, title=title, group=group, options=options)
-
-
-_ELEVEN = (
-    _benchmark("imagenet", "ImageNet", _COMMON, test="val"),
-    _benchmark("caltech101", "Caltech101", _COMMON),
-    _benchmark("raf_db", "RAF-DB", _COMMON),
-    _benchmark("sun397", "SUN397", _COMMON),
-    _benchmark("eurosat", "EuroSAT", _COMMON),
-    _benchmark("dtd", "DTD", _COMMON),
-    _benchmark("ucf101", "UCF101", _COMMON),
-    _benchmark("flowers102", "Flowers102", _FINE),
-    _benchmark("stanford_cars", "StanfordCars", _FINE),
-    _benchmark("food101", "Food101", _FINE),
-    _benchmark("oxford_pets", "OxfordPets", _FINE),
-)
-_FIVE = (
-    _benchmark("cub200", "Bird-200", "", kind="bird"),
-    _benchmark("stanford_cars", "Car-196", "", reference="stanford_cars@official", kind="car"),
-    _benchmark("stanford_dogs", "Dog-120", "", kind="dog"),
-    _benchmark("flowers102", "Flower-102", "", reference="flowers102@official", kind="flower"),
-    _benchmark("oxford_pets", "Pet-37", "", reference="oxford_pets@official", train="trainval", kind="pet"),
-)
-_LVIS = Column(key="lvis", title="LVIS", options={"annotations": "lvis_v1_val.json", "rules": "lvis", "preset": "lvis"})
-_V3DET = Column(
-    key="v3det", title="V3Det", options={"annotations": "v3det_2023_v1_val.json", "rules": "v3det", "preset": "lvis"}
-)
-_SCENES = Column(
-    key="scenes", title="Scenes", options={"categories": 1200, "rules": "lvis", "preset": "lvis", "encoder": "better"}
-)
 
 _TOP1 = Metric(key="top1", title="top-1")
 _CLIP = Row(key="clip", title="CLIP zero-shot", method="clip", extra=True, once=True)
@@ -87,7 +44,7 @@ def _few_shot(edition: Edition) -> Spec:
         title="Few-shot image classification, 1 to 16 shots",
         question="Does ranking by an MLLM gain over CLIP + kNN at any number of shots? And over better retrieval?",
         kind="classification",
-        columns=_ELEVEN if edition == "paper" else _DOMAINS,
+        columns=ELEVEN if edition == "paper" else DOMAINS,
         rows=(_CLIP, _KNN, _TIP, _FUSED, tuned, _RAR, _MIXED),
         metrics=(_TOP1,),
         axis=Axis(key="shots", title="shots", values=(1, 2, 4, 8, 16)),
@@ -111,7 +68,7 @@ def _few_shot(edition: Edition) -> Spec:
 
 def _naming(edition: Edition) -> Spec:
     settings = {"shots": 3} if edition == "paper" else {"shots": 3, "categories": 50}
-    columns = _FIVE if edition == "paper" else tuple(replace(each, options={"categories": 50}) for each in _DOMAINS)
+    columns = FIVE if edition == "paper" else tuple(replace(each, options={"categories": 50}) for each in DOMAINS)
     return Spec(
         name="table-1",
         title="Fine-grained recognition without a vocabulary",
@@ -166,7 +123,7 @@ def _boxes(name: str, edition: Edition) -> Spec:
         else "Zero-shot recognition of annotated boxes",
         question="Names alone in the memory: does ranking gain over CLIP on crops, most of all for rare categories?",
         kind="regions",
-        columns=((_LVIS if table_3 else _V3DET),) if edition == "paper" else (_SCENES,),
+        columns=((LVIS if table_3 else V3DET),) if edition == "paper" else (SCENES,),
         rows=(
             Row(key="clip", title="CLIP, box", method="region", options=plain),
             Row(key="clip-blur", title="CLIP, blur and scale", method="region", options=seen, extra=True),
@@ -198,10 +155,10 @@ def _boxes(name: str, edition: Edition) -> Spec:
 def _tuning_source(edition: Edition) -> Spec:
     if edition == "paper":
         first, second = ("fgvc_aircraft", "FGVC-Aircraft"), ("stanford_cars", "Stanford Cars")
-        columns = tuple(each for each in _ELEVEN if each.key != "stanford_cars")
+        columns = tuple(each for each in ELEVEN if each.key != "stanford_cars")
     else:
         first, second = ("aircraft", "aircraft"), ("birds", "birds")
-        columns = _DOMAINS
+        columns = DOMAINS
     return Spec(
         name="table-5",
         title="What the ranker was tuned on, and a worked example instead",
@@ -240,9 +197,9 @@ def _facts(edition: Edition) -> Spec:
         title="The datasets",
         question="How many categories and images are there?",
         kind="facts",
-        columns=(*_ELEVEN, *(each for each in _FIVE if each.key in ("cub200", "stanford_dogs")))
+        columns=(*ELEVEN, *(each for each in FIVE if each.key in ("cub200", "stanford_dogs")))
         if edition == "paper"
-        else _DOMAINS,
+        else DOMAINS,
         rows=(Row(key="facts", title="count", method="facts"),),
         metrics=tuple(Metric(key=key, title=key, share=False) for key in ("categories", "train", "test")),
         settings={"shots": "all"},
@@ -257,7 +214,7 @@ def _top5(edition: Edition) -> Spec:
         title="Top-5 accuracy of ten ranked categories",
         question="Ten categories are retrieved and ranked: is the truth among the first five more often?",
         kind="classification",
-        columns=_ELEVEN if edition == "paper" else _DOMAINS,
+        columns=ELEVEN if edition == "paper" else DOMAINS,
         rows=(_KNN, _FUSED, _RAR, _MIXED),
         metrics=(Metric(key="top5", title="top-5"), _TOP1),
         settings={"k": 10, "shots": 4},
@@ -281,7 +238,7 @@ def _whole(edition: Edition) -> Spec:
         title="The whole training set in the memory",
         question="With all training images in the memory, is RAR with a small MLLM better than a large MLLM alone?",
         kind="classification",
-        columns=_ELEVEN if edition == "paper" else _DOMAINS,
+        columns=ELEVEN if edition == "paper" else DOMAINS,
         rows=(alone, _KNN, _FUSED, _RAR, _MIXED),
         metrics=(_TOP1,),
         settings={"k": 5, "shots": "all"},
@@ -307,7 +264,7 @@ def _better_encoder(edition: Edition) -> Spec:
         title="A better encoder",
         question="Does ranking still gain when retrieval is better? The paper has CLIP ViT-L/14@336 for ViT-B/16.",
         kind="classification",
-        columns=_ELEVEN if edition == "paper" else _DOMAINS,
+        columns=ELEVEN if edition == "paper" else DOMAINS,
         rows=(*usual, better(_KNN), better(_RAR)),
         metrics=(_TOP1,),
         axis=Axis(key="shots", title="shots", values=(4, 8)),
@@ -328,9 +285,9 @@ def _candidates(edition: Edition) -> Spec:
         title="The number of candidates, and what a perfect ranker would reach",
         question="Does it matter how many categories the MLLM ranks? How far is it from the bound?",
         kind="classification",
-        columns=tuple(next(each for each in _ELEVEN if each.key == key) for key in keys)
+        columns=tuple(next(each for each in ELEVEN if each.key == key) for key in keys)
         if edition == "paper"
-        else _DOMAINS,
+        else DOMAINS,
         rows=(
             _ALONE,
             replace(_KNN, once=True),
@@ -364,7 +321,7 @@ def _crops(edition: Edition) -> Spec:
         title="How much around a box CLIP should see, with and without blur",
         question="Blur makes larger crops useful, most of all for small objects: does it?",
         kind="regions",
-        columns=(_LVIS,) if edition == "paper" else (_SCENES,),
+        columns=(LVIS,) if edition == "paper" else (SCENES,),
         rows=(
             Row(key="plain", title="no blur", method="region", options={"blur": False}),
             Row(key="blur", title="blur", method="region", options={"blur": True}),
@@ -395,9 +352,9 @@ def _recall(edition: Edition) -> Spec:
         title="How often the truth is among the first categories of CLIP + kNN",
         question="Does recall rise fast with the number of retrieved categories?",
         kind="classification",
-        columns=tuple(next(each for each in _ELEVEN if each.key == key) for key in keys)
+        columns=tuple(next(each for each in ELEVEN if each.key == key) for key in keys)
         if edition == "paper"
-        else _DOMAINS,
+        else DOMAINS,
         rows=(_KNN, replace(_FUSED, key="fused")),
         metrics=tuple(Metric(key=f"recall{k}", title=f"recall@{k}") for k in _AT),
         settings={"k": 20, "shots": 4},
@@ -422,9 +379,9 @@ def _long_lists(edition: Edition) -> Spec:
         title="An MLLM among ever more names",
         question="The MLLM orders the nearest 5 to 30 categories: how often is the truth first where it is among them?",
         kind="classification",
-        columns=tuple(next(each for each in _ELEVEN if each.key == key) for key in keys)
+        columns=tuple(next(each for each in ELEVEN if each.key == key) for key in keys)
         if edition == "paper"
-        else _DOMAINS,
+        else DOMAINS,
         rows=(
             Row(key="mllm", title="MLLM, so many names", method="rar"),
             replace(_RAR, title="RAR, 5 names", options={"k": 5}, once=True, extra=True),

@@ -30,6 +30,7 @@ class Entry:
         comparable: Whether the paper's figure is of the same images; else there is no difference.
         over: Of a mean: how many data sets it is over, of ours and the paper's alike; None of what is no mean.
         of: How many there are.
+        mark: Of the reason below the table, where there are several.
     """
 
     metric: Metric
@@ -40,11 +41,17 @@ class Entry:
     comparable: bool = True
     over: int | None = None
     of: int = 0
+    mark: str = ""
 
     @property
     def partial(self) -> bool:
         """Whether it is a mean over some of the data sets."""
         return self.over is not None and 0 < self.over < self.of
+
+    @property
+    def whose(self) -> str:
+        """What stands before the paper's figure; marked where it is of other data."""
+        return "paper" if self.comparable else "paper†"
 
     @property
     def difference(self) -> float | None:
@@ -56,18 +63,18 @@ class Entry:
         if value is None:
             return ""
         if self.metric.share:
-            return f"{100 * value:{'+' if sign else ''}.1f}"
-        return f"{value:{'+' if sign else ''},.{1 if self.metric.unit else 0}f}"
+            return f"{100 * value:{'+' if sign else ''}z.1f}"
+        return f"{value:{'+' if sign else ''}z,.{1 if self.metric.unit else 0}f}"
 
     def text(self) -> str:
         """Ours, ± where seeds differ, and in brackets the paper's, the difference, and over how many data sets."""
         if self.ours is None:
-            mine = "-" if self.why else ""
+            mine = f"-{self.mark}" if self.why else ""
         else:
             mine = self.figure(self.ours) + (f" ± {self.figure(self.spread)}" if self.spread else "")
         told = []
         if self.paper is not None:
-            told.append(f"paper {self.figure(self.paper)}")
+            told.append(f"{self.whose} {self.figure(self.paper)}")
         if self.difference is not None:
             told.append(self.figure(self.difference, sign=True))
         if self.partial:
@@ -108,6 +115,12 @@ class Table:
         self.columns = [(column, metric) for column in spec.columns for metric in spec.metrics]
         self.means = tuple(each for each in spec.metrics if each.share or each.unit) if len(spec.columns) > 1 else ()
         self.lines = list(self._lines())
+        several = len(self.reasons) > 1
+        self.marks = {why: _raised(place) if several else "" for place, why in enumerate(self.reasons, start=1)}
+        self.lines = [
+            replace(line, entries=tuple(replace(each, mark=self.marks.get(each.why, "")) for each in line.entries))
+            for line in self.lines
+        ]
 
     @property
     def heads(self) -> list[str]:
@@ -229,13 +242,13 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """What stands below the table."""
-        notes = [f"`-` in {_cells(count)}: {why}." for why, count in self.reasons.items()]
+        notes = [f"`-{self.marks[why]}` in {_cells(count)}: {why}." for why, count in self.reasons.items()]
         if self.missing:
             notes.append(f"Not measured yet: {_cells(self.missing)}; the same command goes on with them.")
         if any(entry.partial for line in self.lines for entry in line.entries):
             notes.append("A mean over some of the data sets is over those of which both sides have a figure.")
-        if self.foreign:
-            notes.append("The paper's means are of its own data sets and models: for the shape, not to be compared.")
+        if any(entry.paper is not None and not entry.comparable for line in self.lines for entry in line.entries):
+            notes.append("† The paper's mean is of other data sets than ours: for the shape, not to be compared.")
         if self.published is not None:
             notes += [f"No figure of the paper in {_cells(n)}: {why}." for why, n in self._paper_reasons().items()]
             notes += self.published.notes
@@ -308,6 +321,10 @@ class Table:
 
 def _csv_value(value: float | str | None) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _raised(number: int) -> str:
+    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _cells(count: int) -> str:

@@ -161,8 +161,8 @@ def _captions(guides: Sequence[FieldGuide], seed: int) -> tuple[str, ...]:
     """Captions of other images of the same domains: every other true name occurs, among many others."""
     texts = []
     for guide in guides:
-        others = FieldGuide(guide.domain, categories=_CAPTIONED, seed=seed + 1).names
-        texts += [TEXT_TEMPLATE.format(name) for name in dict.fromkeys([*guide.names[::2], *others])]
+        others = set(FieldGuide(guide.domain, categories=_CAPTIONED, seed=seed + 1).names) - set(guide.names)
+        texts += [TEXT_TEMPLATE.format(name) for name in [*guide.names[::2], *sorted(others)]]
     return tuple(texts)
 
 

@@ -17,12 +17,9 @@ _LEADS = re.compile(
 _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):]|[a-z][.)])\s*")
 _QUOTES = "\"'`“”„‘’«»[]{}*"  # noqa: RUF001 - quotes as models write them
+_REFUSAL = re.compile(r"\b(?:cannot|can['’]t|unable|sorry|not\s+(?:able|sure|possible))\b", re.IGNORECASE)  # noqa: RUF001 - as models write it
 _NOTHING = {"unknown", "none", "n/a", "i don't know", "not sure", "unsure", "no", "yes"}
-_REFUSALS = re.compile(
-    r"^(?:(?:i|we)\s|i['’]m\s|(?:i\s+am\s+)?sorry\b|(?:cannot|can['’]?t|can\s+not|unable|impossible|not)\s|"  # noqa: RUF001
-    r"there\s+(?:is|are)\s|as\s+an\s+ai\b)",
-    re.IGNORECASE,
-)
+_SENTENCE = re.compile(r"^(?:(?:i|we)\s|there\s+(?:is|are)\s|as\s+an\s+ai\b)", re.IGNORECASE)
 _ENDINGS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("ses", "s"))
 
 
@@ -58,9 +55,16 @@ def _one(text: str) -> str | None:
         text = _ARTICLE.sub("", _LEADS.sub("", text)).strip()
     text = re.sub(r"\s+", " ", text).strip(" .!?:;,").strip(_QUOTES).strip()
     words = text.split()
-    if not words or len(words) > _MOST_WORDS or not any(map(str.isalpha, text)):
+    if (
+        not words
+        or len(words) > _MOST_WORDS
+        or _REFUSAL.search(text)
+        or _SENTENCE.match(text)
+        or text.casefold() in _NOTHING
+        or not any(map(str.isalpha, text))
+    ):
         return None
-    return None if text.casefold() in _NOTHING or _REFUSALS.match(text) else text
+    return text
 
 
 def name_key(name: str) -> str:

@@ -20,6 +20,7 @@ from rarvision.errors import (
     ContextLengthError,
     DatasetError,
     ImageError,
+    NoNamesError,
     OptionError,
 )
 from rarvision.images import load_image
@@ -266,7 +267,7 @@ def vote_names(
 
     Raises:
         OptionError: An option is out of range.
-        DatasetError: No name was guessed, or none survives.
+        NoNamesError: No name was guessed, or none survives.
 
     Source: FineR's noisy-name filter: names that no image votes for are dropped.
     """
@@ -280,7 +281,7 @@ def vote_names(
     readable = [place for place, image in enumerate(guesses) if not image.failed]
     if not names:
         why = next((image.reason for image in guesses if image.reason), "")
-        raise DatasetError(f"{dataset.name}: no name was guessed for any of {len(guesses):,} images ({why})")
+        raise NoNamesError(f"{dataset.name}: no name was guessed for any of {len(guesses):,} images ({why})")
     near = _similarities(dataset, readable, names, encoder, templates=templates, batch_size=batch_size)
     first = {place: int(near[row].argmax()) for row, place in enumerate(readable)}
     if voting == "own":
@@ -289,7 +290,7 @@ def vote_names(
     count = Counter(first.values())
     kept = sorted((number for number in count if count[number] >= min_votes), key=lambda n: (-count[n], names[n]))
     if not kept:
-        raise DatasetError(
+        raise NoNamesError(
             f"{dataset.name}: no name has {min_votes} votes, the most is {max(count.values())}; lower min_votes "
             "(--min-votes), or give more images of each category"
         )

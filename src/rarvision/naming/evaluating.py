@@ -219,7 +219,8 @@ def evaluate_preset(
 
     Raises:
         OptionError: What the preset needs is missing.
-        DatasetError: No name survives, or as `rarvision.evaluate`.
+        NoNamesError: No name survives.
+        DatasetError: As `rarvision.evaluate`.
     """
     preset = preset_of(name)
     folder.mkdir(parents=True, exist_ok=True)

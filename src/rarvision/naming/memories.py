@@ -109,7 +109,8 @@ def discover(
 
     Raises:
         OptionError: There is no such preset, or what it needs is missing.
-        DatasetError: There are no images, or no name survives.
+        NoNamesError: No name survives.
+        DatasetError: There are no images.
         InputError: ``out`` or ``memory`` holds something else.
         ChatError: The MLLM does not answer.
 
