@@ -11,6 +11,7 @@ VENV ?= .venv
 PIP_EXTRA_INDEX ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 INDEX := $(if $(PIP_EXTRA_INDEX),--extra-index-url $(PIP_EXTRA_INDEX))
@@ -26,7 +27,7 @@ demo: $(VENV)/.installed  ## build a memory, recognise held-out images, print th
 	$(BIN)/rarvision demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test  ## the tests
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test $(VENV)/.installed-scale  ## the heavier suites
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
