@@ -24,8 +24,7 @@ def sources_of(task: Task, *, encoder: Encoder, chat: Chat | None, embedded: boo
     """What the presets draw on.
 
     The embedded MLLM was taught to name, not to describe: it is asked for the name where FineR asks for attributes, and
-    the words of its answer are looked up in the vocabulary. The field guide's captions do not repeat each other, so
-    that a name counts that is in one of them, and names have up to five words.
+    the words of its answer are looked up in the vocabulary. The field guide's names have up to five words.
 
     Args:
         task: A world's.
@@ -48,7 +47,6 @@ def sources_of(task: Task, *, encoder: Encoder, chat: Chat | None, embedded: boo
         templates=task.templates,
         attribute_question=NAMING_PROMPT if embedded else None,
         most_words=5 if embedded else 3,
-        min_captions=1 if embedded else 2,
     )
 
 
