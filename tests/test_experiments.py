@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 from colour_world import COLOURS, Pictures
@@ -415,3 +416,37 @@ def test_an_axis_names_its_places():
     assert [dict(at) for at in spec.places] == [{"k": 3}, {"k": 5}]
     with pytest.raises(OptionError, match="different keys"):
         colours_spec(rows=(spec.rows[0], spec.rows[0]))
+
+
+# Regions ------------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_of_scenes_and_given_scores(tmp_path):
+    from rarvision.detection import Detections, write_detections
+    from rarvision.experiments import embedded_lab
+
+    world = FieldGuideWorld(scenes=1)
+    spec = spec_of("table-3", "field-guide")
+    column = replace(spec.columns[0], options={**spec.columns[0].options, "categories": 50})
+    given = Row(key="regionclip", title="RegionCLIP", method="region-given")
+    spec = replace(spec, columns=(column,), rows=(spec.row("clip"), given, spec.row("rar")))
+    with embedded_lab(tmp_path / "one", world) as lab:
+        clip, none, rar = run_experiment(spec, lab)
+    assert none.why == "no text-region scores were given (--region-scores)"
+    assert clip.n == rar.n > 10
+    assert set(clip.values) >= {"AP", "APr", "APs", "top1"}
+    assert rar.values["top1"] >= clip.values["top1"]
+    # the truth itself as somebody's scores has every box right
+    boxes = world.regions(column, column.options, 0, tmp_path)
+    truth = boxes.annotations
+    perfect = Detections(
+        image_ids=truth.image_ids[truth.box_images],
+        category_ids=truth.category_ids,
+        boxes_xywh=truth.boxes_xywh,
+        scores=np.ones(len(truth.category_ids)),
+    )
+    write_detections(tmp_path / "scores.json", perfect)
+    with embedded_lab(tmp_path / "two", world, region_scores=tmp_path / "scores.json") as lab:
+        (found,) = run_experiment(replace(spec, rows=(given,), claims=()), lab)
+    assert found.values["AP"] == pytest.approx(1.0)
+    assert found.encoder == "scores.json"

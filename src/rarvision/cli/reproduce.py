@@ -106,6 +106,19 @@ class ExperimentOptions:
     captions: Annotated[
         Path | None, typer.Option("--captions", metavar="FILE", help="table-1: a corpus of captions, one a line.")
     ] = None
+    name_encoder: Annotated[
+        str,
+        typer.Option(
+            "--name-encoder",
+            metavar="spelling|MODEL|FOLDER",
+            help="table-1: what the likeness of names (sACC) is computed with; the paper has "
+            "sentence-transformers/all-mpnet-base-v2.",
+        ),
+    ] = "spelling"
+    region_scores: Annotated[
+        Path | None,
+        typer.Option("--region-scores", metavar="FILE", help="table-3: RegionCLIP's results, in the format of LVIS."),
+    ] = None
     keep: Annotated[bool, typer.Option("--keep", help="Keep memories and adapters when an experiment is finished.")] = (
         False
     )
@@ -285,6 +298,7 @@ def _lab(folder: Path, world: World, chosen: ExperimentOptions) -> Iterator[Lab]
     from rarvision.cli.models import SERVER, RankerOptions, local_mllm, open_encoder, open_mllm, read_prompt
     from rarvision.cli.ranker_options import read_ranker_options
     from rarvision.demo import CALIBRATION
+    from rarvision.encoders import open_name_encoder
     from rarvision.experiments import Lab
 
     usual = _models(chosen)
@@ -322,6 +336,8 @@ def _lab(folder: Path, world: World, chosen: ExperimentOptions) -> Iterator[Lab]
         tunable=None if served or wanted.spec == "none" else local_mllm(wanted.spec)[0],
         tuning={"learning_rate": 2e-4, "batch_size": 16, "rank": 32, "alpha": 64} if embedded else {},
         calibration=CALIBRATION if embedded else None,
+        name_encoder=open_name_encoder(chosen.name_encoder, device=chosen.device),
+        region_scores=chosen.region_scores,
         batch_size=chosen.batch_size,
         keep=chosen.keep,
     ) as lab:
@@ -369,6 +385,7 @@ def _configuration(chosen: ExperimentOptions) -> dict[str, Any]:
         "ranker_option": list(chosen.ranker_option or ()),
         "quantization": chosen.quantization.value if chosen.quantization else None,
         "adapter": None if chosen.adapter is None else chosen.adapter.name,
+        **({} if chosen.name_encoder == "spelling" else {"name_encoder": chosen.name_encoder}),
     }
 
 

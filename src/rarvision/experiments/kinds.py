@@ -260,8 +260,8 @@ def _adapter(lab: Lab, cell: Cell) -> Path:
         fill=lab.world.edition == "field-guide",
         max_windows=2 if lab.world.edition == "field-guide" else None,
     )
-    strategy = str(lab.ranker_options.get("strategy", "generate"))
-    objective = strategy if strategy in ("generate", "choice", "likelihood") else "generate"
+    strategy = lab.ranker().strategy
+    objective = "generate" if strategy == "pointwise" else strategy  # which no recipe trains
     return train(
         folder / "examples.jsonl",
         model=lab.tunable,
@@ -288,7 +288,11 @@ def regions(lab: Lab, cell: Cell) -> Outcome:
     why = _unavailable(lab, method)
     if why:
         return _none(cell, why)
-    boxes = lab.world.regions(cell.column, cell.settings, cell.seed, lab.work)
+    if method.given and lab.region_scores is None:
+        return _none(cell, "no text-region scores were given (--region-scores)")
+    boxes = lab.regions(cell)
+    if method.given:
+        return _given_scores(lab, cell, boxes)
     vocabulary = boxes.annotations.vocabulary
     template = str(cell.settings.get("template", "a photo of a {}."))
     task = Task(names=tuple(vocabulary.names), templates=(template,), known=_no_images, queries=boxes)
@@ -329,6 +333,23 @@ def regions(lab: Lab, cell: Cell) -> Outcome:
         retrieval_ms=report.retrieval_ms,
         ranking_ms=report.ranking_ms,
         statuses=dict(report.statuses),
+    )
+
+
+def _given_scores(lab: Lab, cell: Cell, boxes: Any) -> Outcome:
+    """Published scores, as detections, by the same rules."""
+    from rarvision.detection import evaluate_detections, read_detections
+
+    assert lab.region_scores is not None  # noqa: S101 - `regions` has said so otherwise
+    found = read_detections(lab.region_scores, vocabulary=boxes.annotations.vocabulary)
+    report = evaluate_detections(boxes.annotations, found, rules=cell.settings.get("rules", "lvis"))
+    return _outcome(
+        cell,
+        n=report.objects,
+        values=dict(report.metrics),
+        encoder=lab.region_scores.name,
+        dataset=boxes.name,
+        dataset_fingerprint=boxes.fingerprint,
     )
 
 
@@ -373,6 +394,7 @@ def naming(lab: Lab, cell: Cell) -> Outcome:
             ranker=ranker,
             k=int(cell.settings.get("k", 5)),
             calibration=lab.calibration,
+            name_encoder=lab.name_encoder,
             progress=lambda what, done, of: lab.tell(f"{stem}: {what}", done, of),
         )
     except NoNamesError as error:
@@ -384,6 +406,7 @@ def naming(lab: Lab, cell: Cell) -> Outcome:
         cell,
         n=report.n,
         values={"cacc": report.cacc, "sacc": report.sacc, "top1": report.top1, "names": float(report.names)},
+        settings={**cell.settings, "name_encoder": report.name_encoder},
         images=name,
         encoder=_called(report.encoder) or "",
         ranker=_called(report.ranker or report.method),

@@ -14,7 +14,8 @@ from typing import Any, Self, final
 
 from rarvision.calibration import Calibration
 from rarvision.chat import Chat
-from rarvision.encoders import Encoder
+from rarvision.detection import RegionDataset
+from rarvision.encoders import Encoder, NameEncoder
 from rarvision.errors import OptionError
 from rarvision.experiments.spec import Column, Row, Spec
 from rarvision.experiments.worlds import Task, World
@@ -58,6 +59,8 @@ class Lab:
         tuning: Changes of the recipe ``lora`` for such rows.
         calibration: Of mixed rankings; None for the shipped one.
         batch_size: Images that are encoded and ranked together.
+        name_encoder: What names are compared by, for the sACC; their spelling by default.
+        region_scores: Detections that rows of published scores are measured from; None where there are none.
         gallery: Images of each kind of error that are kept for the report, a cell.
         keep: Whether memories and adapters stay when the experiment is finished.
         tell: See `Tell`.
@@ -76,6 +79,8 @@ class Lab:
         tuning: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
         batch_size: int = 32,
+        name_encoder: NameEncoder | None = None,
+        region_scores: Path | None = None,
         gallery: int = 6,
         keep: bool = False,
         tell: Tell = lambda _what, _done, _total: None,
@@ -88,6 +93,8 @@ class Lab:
             gallery,
             tell,
         )
+        self.name_encoder, self.region_scores = name_encoder, region_scores
+        self._boxes: tuple[tuple[str, int], RegionDataset] | None = None
         self.first_seed = 0
         """Whose images the gallery shows."""
         self._open_encoder, self._open_chat, self._open_other = open_encoder, open_chat, open_other
@@ -162,6 +169,13 @@ class Lab:
             memory.add(known, progress=lambda done: self.tell(f"{cell.column.key}: memory", done, total))
         memory.add_texts(list(task.names), templates=task.templates)
         return memory
+
+    def regions(self, cell: Cell) -> RegionDataset:
+        """A cell's annotated boxes, read once for all cells that share them."""
+        key = (cell.column.key, cell.seed)
+        if self._boxes is None or self._boxes[0] != key:
+            self._boxes = (key, self.world.regions(cell.column, cell.settings, cell.seed, self.work))
+        return self._boxes[1]
 
     def _drop_memory(self) -> None:
         if self._memory is not None:

@@ -26,6 +26,7 @@ class Method:
             ``source``: ranking examples of another dataset, which the row's options name; empty for nothing.
         bound: Whether what counts is if the truth is among the candidates: what a perfect ranker would reach.
         other: Whether the other MLLM is asked, ``--other-ranker``.
+        given: Whether its detections are given, ``--region-scores``, and only measured here.
     """
 
     about: str
@@ -37,6 +38,7 @@ class Method:
     tuned: Literal["", "shots", "source"] = ""
     bound: bool = False
     other: bool = False
+    given: bool = False
 
 
 _NEAREST: Mapping[str, Any] = {"source": "image", "aggregate": "nearest"}
@@ -89,6 +91,7 @@ METHODS: Mapping[str, Method] = {
     "region-rar": Method(
         about="the paper's RAR on crops of boxes", retrieval={"source": "text"}, ranked=True, replace=True
     ),
+    "region-given": Method(about="published text-region scores, such as RegionCLIP's", given=True),
     "region-mixed": Method(about="the same, ranking and retrieval mixed", retrieval={"source": "text"}, ranked=True),
 }
 """By the name that `rarvision.experiments.Row.method` has."""

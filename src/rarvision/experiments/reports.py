@@ -137,9 +137,14 @@ def _stamp(outcomes: Sequence[Outcome]) -> str:
         f"seeds {', '.join(map(str, sorted({outcome.seed for outcome in outcomes})))}",
         *(f"encoder {name}" for name in sorted({outcome.encoder for outcome in outcomes if outcome.encoder})),
         *(f"ranker {name}" for name in sorted({str(outcome.ranker) for outcome in outcomes if outcome.ranker})),
+        *(f"sACC by {name}" for name in sorted(_name_encoders(outcomes))),
         *(f"rarvision {name}" for name in sorted({outcome.version for outcome in outcomes if outcome.version})),
     ]
     return "; ".join(part for part in parts if part) + "."
+
+
+def _name_encoders(outcomes: Sequence[Outcome]) -> set[str]:
+    return {str(outcome.settings["name_encoder"]) for outcome in outcomes if "name_encoder" in outcome.settings}
 
 
 def _statuses(outcome: Outcome) -> str:

@@ -117,6 +117,8 @@ def _boxes(name: str, edition: Edition) -> Spec:
         {"scale": [1.2, 1.2, 1.2] if edition == "field-guide" else [2.7, 1.6, 1.0], "blur": True},
     )
     table_3 = name == "table-3"
+    paper = edition == "paper" and table_3
+    given = (Row(key="regionclip", title="RegionCLIP", method="region-given"),) if paper else ()
     return Spec(
         name=name,
         title=f"Zero-shot recognition of annotated boxes, {'LVIS' if table_3 else 'V3Det'}"
@@ -128,6 +130,7 @@ def _boxes(name: str, edition: Edition) -> Spec:
         rows=(
             Row(key="clip", title="CLIP, box", method="region", options=plain),
             Row(key="clip-blur", title="CLIP, blur and scale", method="region", options=seen, extra=True),
+            *given,
             Row(key="rar", title="RAR", method="region-rar", options=seen),
             Row(key="rar-mixed", title="RAR, mixed", method="region-mixed", options=seen, extra=True),
         ),
