@@ -19,6 +19,7 @@ from rarvision.errors import (
     NoNamesError,
     OptionError,
 )
+from rarvision.experiments.naming import field_guide_naming
 from rarvision.images import Picture
 from rarvision.memory import LocalMemory
 from rarvision.naming import (
@@ -205,6 +206,23 @@ def test_what_a_preset_needs(tmp_path):
         make_namer("clip", sources())
     with pytest.raises(OptionError, match="needs a ranker"):
         evaluate_preset("rar", sources(), unlabelled=Pictures(COLOURS), test=Pictures(COLOURS), folder=tmp_path)
+
+
+def test_a_method_on_the_field_guide():
+    told = []
+    report = field_guide_naming(
+        "cased",
+        encoder=FakeEncoder(),
+        categories=10,
+        queries=20,
+        settings={"captions": ("a photo of a finch.",)},
+        progress=lambda *at: told.append(at),
+    )
+    assert (report.n, report.failures) == (20, 20), "the caption holds no name of the vocabulary"
+    assert told[-1] == ("naming test images", 20, 20)
+    again = field_guide_naming("cased", encoder=FakeEncoder(), categories=10, queries=20)
+    assert again.failures == 0
+    assert again.name_encoder
 
 
 # Runs and memories that go on
