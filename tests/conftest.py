@@ -30,6 +30,7 @@ _CHECKED = (
     "index",
     "memory",
     "metrics",
+    "naming",
     "pipeline",
     "ranking",
     "regions",

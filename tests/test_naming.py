@@ -199,7 +199,9 @@ def test_words_are_looked_up_rare_ones_first():
 def test_captions_are_scored_by_image_and_captions():
     encoder = FakeEncoder(dim=24)
     captions = ["a red bird", "a blue bird", "the sea", "a green frog", "some red rose"]
-    namer = CaptionNamer(captions, encoder, neighbours=3, weight=0.7, names=2, temperature=0.1, template="a {}")
+    namer = CaptionNamer(
+        captions, encoder, neighbours=3, weight=0.7, names=2, min_captions=1, temperature=0.1, template="a {}"
+    )
     image = picture("red")
     (guess,) = namer.guess([image])
     vector = encoder.encode_images([image])[0]

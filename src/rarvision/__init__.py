@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         import_parquet,
         open_memory,
     )
+    from rarvision.naming import NamedMemory, Namer, NamingReport, discover, evaluate_namer
     from rarvision.pipeline import RecognitionFailure, Recognizer
     from rarvision.ranking import BaseRanker, OptionPrior, Ranker
     from rarvision.regions import CropRule, crops, iter_crops
@@ -143,6 +144,9 @@ __all__ = [
     "MilvusMemory",
     "NameEncoder",
     "NameList",
+    "NamedMemory",
+    "Namer",
+    "NamingReport",
     "Neighbour",
     "OptionPrior",
     "OrderAudit",
@@ -172,7 +176,9 @@ __all__ = [
     "compare_runs",
     "convert_manifest",
     "crops",
+    "discover",
     "evaluate",
+    "evaluate_namer",
     "export_faiss",
     "export_parquet",
     "few_shot_baseline",
@@ -260,6 +266,11 @@ _HOME = {
     "import_faiss": "memory",
     "import_parquet": "memory",
     "open_memory": "memory",
+    "NamedMemory": "naming",
+    "Namer": "naming",
+    "NamingReport": "naming",
+    "discover": "naming",
+    "evaluate_namer": "naming",
     "RecognitionFailure": "pipeline",
     "Recognizer": "pipeline",
     "BaseRanker": "ranking",

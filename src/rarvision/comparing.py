@@ -192,8 +192,8 @@ class _Run:
 
     @property
     def k(self) -> int:
-        """Candidates of each image."""
-        return int(self.configuration["retriever"]["k"])
+        """Candidates of each image; of a namer's, which retrieves nothing, only the first name counts."""
+        return int(self.configuration["retriever"]["k"]) if "retriever" in self.configuration else 1
 
 
 def _pairs(first: Path, second: Path) -> list[tuple[Path, Path]]:
@@ -218,7 +218,8 @@ def _read(path: Path) -> _Run:
         return EvaluatedImage.read(values)
 
     configuration, images = read_run(path, read)
-    if not isinstance(configuration.get("retriever"), Mapping) or "k" not in configuration["retriever"]:
+    retriever = configuration.get("retriever")
+    if "namer" not in configuration and (not isinstance(retriever, Mapping) or "k" not in retriever):
         raise InputError(f"{path}: its header names no retriever; give a file of `rarvision evaluate --output`")
     return _Run(path, configuration, images)
 

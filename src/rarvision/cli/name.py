@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["name"]
 
+SOME_FAILED = 1
 _SHOWN = 30
 
 
@@ -68,7 +70,10 @@ def name(
         ),
     ] = None,
     captions: Annotated[
-        Path | None, typer.Option("--captions", metavar="FILE", help="cased: a corpus of captions, one a line.")
+        Path | None,
+        typer.Option(
+            "--captions", metavar="FILE", help="cased: a corpus of captions, one a line, or JSON lines with a caption."
+        ),
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", metavar="WORD", help="What all images are of, such as bird.", show_default=False)
@@ -116,14 +121,13 @@ def name(
       rarvision evaluate test/ --memory birds.memory -r http://localhost:8000/v1      # cACC and sACC are in the report
 
     \b
-    --json prints one object: images (source, guesses, name, reason), votes (of each name), dropped (names, and why),
-      namer, memory (its folder, or null)
+    --json prints one object: images (source, guesses, name, reason, failed), votes (of each name), dropped (names, and
+      why), namer, memory (its folder, or null)
     --csv writes a row an image: source, name, guesses, reason
     """
     from rarvision.cli.models import ENCODER_KEY
-    from rarvision.naming import NAMING_PRESETS, build_named_memory, guess_names, make_namer, vote_names
+    from rarvision.naming import discover
 
-    chosen = NAMING_PRESETS[preset.value]
     dataset = _images(images)
     templates = tuple(template) if template else ("a photo of a {}.",)
     with ExitStack() as stack:
@@ -141,38 +145,21 @@ def name(
             question=question,
             templates=templates,
         )
-        words_memory = stack.enter_context(_memory_of_words(sources)) if chosen.namer == "words" else None
-        namer = make_namer(preset.value, sources, memory=words_memory)
-        with progress("naming", total=len(dataset), quiet=quiet) as bar:
-            guesses = guess_names(
-                dataset,
-                namer,
-                out=output,
-                resume=resume,
-                progress=lambda done, _of: bar.to(done),
-                batch_size=batch_size,
-            )
-        found = vote_names(
+        tell = stack.enter_context(_phases(quiet=quiet))
+        named = discover(
+            preset.value,
+            sources,
             dataset,
-            guesses,
-            sources.encoder,
-            voting=chosen.voting,
-            most=chosen.names,
+            memory=memory,
+            out=output,
             min_votes=min_votes,
-            templates=templates,
-            namer=namer.name,
+            resume=resume,
+            batch_size=batch_size,
+            metadata={ENCODER_KEY: encoder},
+            progress=tell,
         )
-        if memory is not None:
-            with progress("memory", total=len(dataset), quiet=quiet) as bar:
-                build_named_memory(
-                    memory,
-                    dataset,
-                    found,
-                    sources.encoder,
-                    templates=templates,
-                    metadata={ENCODER_KEY: encoder},
-                    progress=bar.to,
-                ).close()
+        named.close()
+    found = named.discovery
     if csv is not None:
         write_rows(csv, [_row(each) for each in found.images])
     if json:
@@ -182,8 +169,8 @@ def name(
     if not quiet and any(each.name is None for each in found.images):
         failed = [each for each in found.images if each.name is None]
         say(f"{len(failed):,} images have no name, such as {failed[0].source}: {failed[0].reason}")
-    if any(guess.failed for guess in guesses):
-        raise typer.Exit(1)
+    if any(image.failed for image in found.images):
+        raise typer.Exit(SOME_FAILED)
 
 
 def _images(path: Path) -> Dataset:
@@ -221,23 +208,19 @@ def _show(found: Discovery, memory: Path | None) -> None:
         say(f"wrote {memory}: try rarvision recognize IMAGE --memory {memory}")
 
 
-def _memory_of_words(sources: Sources) -> Any:
-    """A memory of the vocabulary that is gone with the command; text vectors are cached as everywhere."""
-    import tempfile
-    from contextlib import contextmanager
+@contextmanager
+def _phases(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each phase, one after the other."""
+    with ExitStack() as stack:
+        bars: dict[str, Any] = {}
 
-    from rarvision.memory import LocalMemory
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                stack.close()
+                bars[what] = stack.enter_context(progress(what, total=of, quiet=quiet))
+            bars[what].to(done)
 
-    @contextmanager
-    def opened() -> Any:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            LocalMemory.create(Path(folder) / "words", encoder=sources.encoder, thumbnails=None) as memory,
-        ):
-            memory.add_texts(list(sources.words), templates=sources.templates)
-            yield memory
-
-    return opened()
+        yield tell
 
 
 def _sources(

@@ -22,7 +22,7 @@ from rarvision.experiments.spec import Kind
 from rarvision.experiments.worlds import Task
 from rarvision.images import load_image
 from rarvision.pipeline import Recognizer
-from rarvision.ranking import NAMING_PROMPT, Ranker
+from rarvision.ranking import Ranker
 from rarvision.retrieval import Retriever
 
 __all__ = ["KINDS", "carry_out"]
@@ -362,7 +362,8 @@ def _no_images(_shots: int | None, _seed: int) -> Any:
 
 def naming(lab: Lab, cell: Cell) -> Outcome:
     """Name unlabelled images, build a memory of the names, recognise the test images: a row of Table 1."""
-    from rarvision.naming import NAMING_PRESETS, ChatGuesser, Guesser, Sources, WordGuesser, evaluate_preset
+    from rarvision.experiments.naming import sources_of
+    from rarvision.naming import NAMING_PRESETS, evaluate_preset
 
     preset = NAMING_PRESETS[cell.row.method]
     asks = preset.ranked or preset.namer in ("direct", "attributes")
@@ -374,19 +375,11 @@ def naming(lab: Lab, cell: Cell) -> Outcome:
         return _none(cell, "no vocabulary was given (--words)")
     if preset.namer == "captions" and not task.captions:
         return _none(cell, "no captions were given (--captions)")
-    guesser: Guesser | None = None
-    if preset.namer == "attributes":
-        guesser = WordGuesser(task.words) if embedded else ChatGuesser(lab.chat())
-    sources = Sources(
+    sources = sources_of(
+        task,
         encoder=lab.encoder(str(cell.settings.get("encoder", "default"))),
         chat=lab.chat() if asks else None,
-        guesser=guesser,
-        words=task.words,
-        captions=task.captions,
-        kind=task.kind,
-        templates=task.templates,
-        attribute_question=NAMING_PROMPT if embedded else None,
-        most_words=5 if embedded else 3,
+        embedded=embedded,
     )
     ranker = lab.ranker() if preset.ranked else None
     stem = _outcome(cell).id

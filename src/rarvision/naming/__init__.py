@@ -5,6 +5,8 @@ from __future__ import annotations
 from rarvision.naming.base import Guess, Namer
 from rarvision.naming.cleaning import name_key, phrases_of, read_names
 from rarvision.naming.discovery import Discovery, GuessedImage, NamedImage, Voting, guess_names, vote_names
+from rarvision.naming.evaluating import NamingReport, evaluate_namer, evaluate_preset
+from rarvision.naming.memories import NamedMemory, build_named_memory, discover, named_recognizer
 from rarvision.naming.namers import (
     AttributeNamer,
     CaptionNamer,
@@ -14,17 +16,7 @@ from rarvision.naming.namers import (
     VocabularyNamer,
     WordGuesser,
 )
-from rarvision.naming.presets import (
-    NAMING_PRESETS,
-    NamingPreset,
-    NamingReport,
-    Sources,
-    build_named_memory,
-    evaluate_namer,
-    evaluate_preset,
-    make_namer,
-    named_recognizer,
-)
+from rarvision.naming.presets import NAMING_PRESETS, NamingPreset, Sources, make_namer
 from rarvision.naming.wordlists import read_captions, read_words, wordnet_nouns
 
 __all__ = [
@@ -38,6 +30,7 @@ __all__ = [
     "GuessedImage",
     "Guesser",
     "NamedImage",
+    "NamedMemory",
     "Namer",
     "NamingPreset",
     "NamingReport",
@@ -46,6 +39,7 @@ __all__ = [
     "Voting",
     "WordGuesser",
     "build_named_memory",
+    "discover",
     "evaluate_namer",
     "evaluate_preset",
     "guess_names",

@@ -19,11 +19,14 @@ _ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):]|[a-z][.)])\s*")
 _QUOTES = "\"'`“”„‘’«»[]{}*"  # noqa: RUF001 - quotes as models write them
 _REFUSAL = re.compile(r"\b(?:cannot|can['’]t|unable|sorry|not\s+(?:able|sure|possible))\b", re.IGNORECASE)  # noqa: RUF001 - as models write it
 _NOTHING = {"unknown", "none", "n/a", "i don't know", "not sure", "unsure", "no", "yes"}
+_SENTENCE = re.compile(r"^(?:(?:i|we)\s|there\s+(?:is|are)\s|as\s+an\s+ai\b)", re.IGNORECASE)
 _ENDINGS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("ses", "s"))
 
 
 def read_names(answer: str, most: int = 1) -> tuple[str, ...]:
     r"""The names in an answer: one a line, numbered, or with commas; without articles, quotes and what leads to them.
+
+    Refusals ("I cannot tell"), whole sentences and answers without letters hold no name.
 
     Args:
         answer: As a model wrote it.
@@ -56,6 +59,7 @@ def _one(text: str) -> str | None:
         not words
         or len(words) > _MOST_WORDS
         or _REFUSAL.search(text)
+        or _SENTENCE.match(text)
         or text.casefold() in _NOTHING
         or not any(map(str.isalpha, text))
     ):

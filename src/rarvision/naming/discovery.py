@@ -7,24 +7,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
+from PIL.Image import Image
 
 from rarvision.datasets.base import Dataset
 from rarvision.encoders import Encoder
-from rarvision.errors import DatasetError, ImageError, NoNamesError, OptionError
+from rarvision.errors import (
+    ChatProtocolError,
+    ChatUnavailableError,
+    ContextLengthError,
+    DatasetError,
+    ImageError,
+    NoNamesError,
+    OptionError,
+)
 from rarvision.images import load_image
-from rarvision.naming.base import Namer
+from rarvision.naming.base import Guess, Namer
 from rarvision.naming.cleaning import canonical_names
+from rarvision.reporting import EvaluatedImage
 from rarvision.runs import RunFile
 
-__all__ = ["Discovery", "GuessedImage", "NamedImage", "Voting", "guess_names", "vote_names"]
+__all__ = ["Discovery", "GuessedImage", "NamedImage", "Voting", "ask_each", "guess_names", "vote_names"]
 
 Voting = Literal["clip", "own"]
 """``clip``: each image votes for the nearest of all guessed names; ``own``: for the first of its own guesses."""
 
 _BATCH = 16
+_GIVE_UP_AFTER = 3  # images in a row that the MLLM was not there for
+_OF_ONE_IMAGE = (ImageError, ContextLengthError, ChatProtocolError, ChatUnavailableError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +47,8 @@ class GuessedImage:
         source: The image's.
         names: As of `rarvision.naming.Guess`.
         raw: As there.
-        reason: As there; or why the image could not be read.
-        failed: Whether it could not be read.
+        reason: As there; or why the image failed.
+        failed: Whether it could not be read, or the MLLM gave no answer for it; it is tried again.
     """
 
     source: str
@@ -60,12 +72,14 @@ class NamedImage:
         guesses: What was guessed of it.
         name: The name that survived for it; None where there is none.
         reason: Why there is none, or why it is not its own guess; None where it is.
+        failed: As of `GuessedImage`.
     """
 
     source: str
     guesses: tuple[str, ...]
     name: str | None
     reason: str | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,11 +119,13 @@ def guess_names(
 ) -> list[GuessedImage]:
     """Guess names of all images; labels are not looked at.
 
+    An image that cannot be read, or that the MLLM refuses or does not answer for, is kept as failed, with the reason.
+
     Args:
         dataset: Images with unique sources.
         namer: Who guesses.
-        out: A JSONL file, a line an image, written as it comes: interrupted, the same call goes on; images that could
-            not be read are tried again.
+        out: A JSONL file, a line an image, written as it comes: interrupted, the same call goes on; images that
+            failed are tried again.
         resume: Whether to go on with an existing ``out``.
         progress: Called with the number of images done, and of all.
         batch_size: Images that are asked about together.
@@ -117,8 +133,42 @@ def guess_names(
     Raises:
         DatasetError: There are no images, or a source is there twice.
         InputError: ``out`` holds the guesses of another namer, or of other images.
-        ChatError: An MLLM that is asked does not answer.
+        ChatError: The MLLM cannot be asked at all, or was not there for several images in a row.
     """
+
+    def read(values: Mapping[str, Any]) -> GuessedImage | None:
+        image = GuessedImage.read(values)
+        return None if image.failed else image
+
+    return ask_each(
+        dataset,
+        namer,
+        lambda image: image,
+        read=read,
+        out=out,
+        resume=resume,
+        progress=progress,
+        batch_size=batch_size,
+    )
+
+
+_Line = TypeVar("_Line", GuessedImage, EvaluatedImage)
+
+
+def ask_each(
+    dataset: Dataset,
+    namer: Namer,
+    line: Callable[[GuessedImage], _Line],
+    *,
+    read: Callable[[Mapping[str, Any]], _Line | None],
+    out: Path | str | None,
+    resume: bool,
+    progress: Callable[[int, int], None] | None,
+    batch_size: int,
+) -> list[_Line]:
+    """What `guess_names` does, with lines of another kind: ``line`` makes them, ``read`` is as of `RunFile`."""
+    if batch_size < 1:
+        raise OptionError(f"batch_size must be at least 1, got {batch_size}")
     sources = [item.source for item in dataset.items]
     if not sources:
         raise DatasetError(f"{dataset.name}: there are no images to name")
@@ -131,40 +181,60 @@ def guess_names(
         "dataset_fingerprint": dataset.fingerprint,
         **namer.settings,
     }
-
-    def read(values: Mapping[str, Any]) -> GuessedImage | None:
-        image = GuessedImage.read(values)
-        return None if image.failed else image
-
     with RunFile(out, configuration, read=read, resume=resume) as file:
         left = [place for place, source in enumerate(sources) if source not in file.done]
+        asking = _Asking(dataset, namer)
         finished = len(sources) - len(left)
         if progress is not None:
             progress(finished, len(sources))
         for start in range(0, len(left), batch_size):
-            for image in _guess_batch(dataset, namer, left[start : start + batch_size]):
-                file.add(image.source, asdict(image), image)
+            for image in asking.batch(left[start : start + batch_size]):
+                made = line(image)
+                file.add(image.source, asdict(made), made)
                 finished += 1
             if progress is not None:
                 progress(finished, len(sources))
         return [file.done[source] for source in sources]
 
 
-def _guess_batch(dataset: Dataset, namer: Namer, places: Sequence[int]) -> Iterator[GuessedImage]:
-    opened, failed = {}, {}
-    for place in places:
+class _Asking:
+    """Asks a namer; what it cannot answer for one image does not end the run, an MLLM that is down does."""
+
+    def __init__(self, dataset: Dataset, namer: Namer) -> None:
+        self._dataset, self._namer, self._down = dataset, namer, 0
+
+    def batch(self, places: Sequence[int]) -> Iterator[GuessedImage]:
+        """A guess for each of these images, or why there is none, in order."""
+        opened: dict[int, Image] = {}
+        failed: dict[int, str] = {}
+        for place in places:
+            try:
+                opened[place] = load_image(self._dataset[place].image)
+            except ImageError as error:
+                failed[place] = str(error)
         try:
-            opened[place] = load_image(dataset[place].image)
-        except ImageError as error:
-            failed[place] = str(error)
-    guesses = dict(zip(opened, namer.guess(list(opened.values())), strict=True))
-    for place in places:
-        source = dataset.items[place].source
-        if place in failed:
-            yield GuessedImage(source=source, reason=failed[place], failed=True)
-        else:
-            guess = guesses[place]
-            yield GuessedImage(source=source, names=guess.names, raw=guess.raw, reason=guess.reason)
+            guesses: Iterator[Guess | str] = iter(self._namer.guess(list(opened.values())))
+        except _OF_ONE_IMAGE:
+            guesses = iter(self._alone(image) for image in opened.values())
+        for place in places:
+            source = self._dataset.items[place].source
+            guess = failed[place] if place in failed else next(guesses)
+            if isinstance(guess, str):
+                yield GuessedImage(source=source, reason=guess, failed=True)
+            else:
+                yield GuessedImage(source=source, names=guess.names, raw=guess.raw, reason=guess.reason)
+
+    def _alone(self, image: Image) -> Guess | str:
+        """A guess for one image, or why there is none."""
+        try:
+            (guess,) = self._namer.guess([image])
+        except _OF_ONE_IMAGE as error:
+            self._down = self._down + 1 if isinstance(error, ChatUnavailableError) else 0
+            if self._down >= _GIVE_UP_AFTER:
+                raise
+            return f"{type(error).__name__}: {error}"
+        self._down = 0
+        return guess
 
 
 def vote_names(
@@ -229,7 +299,7 @@ def vote_names(
     rows = {place: row for row, place in enumerate(readable)}
     for place, image in enumerate(guesses):
         if image.failed:
-            images.append(NamedImage(source=image.source, guesses=(), name=None, reason=image.reason))
+            images.append(NamedImage(source=image.source, guesses=(), name=None, reason=image.reason, failed=True))
             continue
         chosen, reason = first[place], None
         if count[chosen] < min_votes:

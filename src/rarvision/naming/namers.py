@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -152,7 +153,12 @@ class WordGuesser:
     @property
     def settings(self) -> Mapping[str, Any]:
         """How many names, and which attributes."""
-        return {"guesser": "words", "names": len(self._names), "attributes": list(self._attributes)}
+        return {
+            "guesser": "words",
+            "names": len(self._names),
+            "names_content": _digest(self._names),
+            "attributes": list(self._attributes),
+        }
 
     def attributes(self, kind: str) -> list[str]:
         """As given."""
@@ -252,6 +258,10 @@ class AttributeNamer(Namer):
         return self._known[kind]
 
 
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
 def _unit(vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
     unit: Float[np.ndarray, "n dim"] = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SAME)
     return unit
@@ -292,6 +302,7 @@ class VocabularyNamer(Namer):
 class CaptionNamer(Namer):
     """Candidate names from the captions that are nearest to an image, scored by the image and by these captions.
 
+    A caption is read by `phrases_of`; a name counts that ``min_captions`` of the nearest captions hold. Then
     ``weight * p(name | image) + (1 - weight) * p(name | captions)``, each a softmax over the candidates of cosines
     with the image, and with the mean of the captions' vectors.
 
@@ -302,6 +313,8 @@ class CaptionNamer(Namer):
         weight: Of the image, 0 to 1.
         nouns: What counts as a name, see `phrases_of`; None lets all words count that are no function words.
         most_words: Of a candidate.
+        min_captions: Captions of the image's that must hold a candidate; where none is in so many, those that are in
+            most of them count.
         names: Names of an image.
         temperature: Of both softmaxes.
         template: How a candidate is put to the encoder.
@@ -309,7 +322,9 @@ class CaptionNamer(Namer):
     Raises:
         OptionError: No captions, or an option out of range.
 
-    Source: CaSED (Conti et al., 2023), whose weight is 0.7 and which takes 10 captions.
+    Source: CaSED (Conti et al., 2023): weight 0.7, 10 captions, names in at least two of them. Its names are single
+        words, told to be nouns or adjectives by a tagger; here they are runs of words, so that names of several words
+        are found.
     """
 
     def __init__(
@@ -321,6 +336,7 @@ class CaptionNamer(Namer):
         weight: float = 0.7,
         nouns: frozenset[str] | None = None,
         most_words: int = 3,
+        min_captions: int = 2,
         names: int = 1,
         temperature: float = 0.01,
         template: str = "{}",
@@ -329,9 +345,15 @@ class CaptionNamer(Namer):
             raise OptionError("there are no captions to find names in")
         if not 0.0 <= weight <= 1.0:
             raise OptionError(f"weight must lie between 0 and 1, got {weight}")
+        if neighbours < 1 or min_captions < 1 or not temperature > 0:
+            raise OptionError(
+                f"neighbours and min_captions must be at least 1, and temperature above 0; got {neighbours}, "
+                f"{min_captions} and {temperature}"
+            )
         self._captions, self._encoder = tuple(captions), encoder
         self._neighbours, self._weight, self._temperature = min(neighbours, len(captions)), weight, temperature
         self._nouns, self._most_words, self._names, self._template = nouns, most_words, names, template
+        self._min_captions, self._content = min_captions, _digest(self._captions)
         self._vectors: Float[np.ndarray, "n dim"] | None = None
         self._texts: dict[str, Float[np.ndarray, " dim"]] = {}
 
@@ -346,11 +368,13 @@ class CaptionNamer(Namer):
         return {
             "namer": "captions",
             "captions": len(self._captions),
+            "captions_content": self._content,
             "encoder": self._encoder.fingerprint,
             "neighbours": self._neighbours,
             "weight": self._weight,
-            "nouns": None if self._nouns is None else len(self._nouns),
+            "nouns": None if self._nouns is None else _digest(sorted(self._nouns)),
             "most_words": self._most_words,
+            "min_captions": self._min_captions,
             "names": self._names,
             "temperature": self._temperature,
             "template": self._template,
@@ -366,12 +390,9 @@ class CaptionNamer(Namer):
         assert self._vectors is not None  # noqa: S101 - `_guess` made them
         nearest = np.argsort(-(self._vectors @ vector), kind="stable")[: self._neighbours]
         captions = tuple(self._captions[place] for place in nearest.tolist())
-        found: dict[str, None] = {}
-        for caption in captions:
-            found |= dict.fromkeys(phrases_of(caption, most_words=self._most_words, nouns=self._nouns))
-        if not found:
+        candidates = self._candidates(captions)
+        if not candidates:
             return Guess(names=(), raw=captions, reason=f"no name in the {len(captions)} nearest captions")
-        candidates = list(found)
         fresh = [each for each in candidates if each not in self._texts]
         if fresh:
             texts = self._encoder.encode_texts([self._template.replace("{}", each) for each in fresh])
@@ -381,6 +402,20 @@ class CaptionNamer(Namer):
         scores = self._weight * self._softmax(table @ vector) + (1 - self._weight) * self._softmax(table @ centre)
         ranked = np.argsort(-scores, kind="stable")
         return Guess(names=distinct([candidates[place] for place in ranked.tolist()])[: self._names], raw=captions)
+
+    def _candidates(self, captions: Sequence[str]) -> list[str]:
+        """Names that enough of the captions hold, one spelling each, in the order in which they occur."""
+        spelt: dict[str, str] = {}
+        counts: dict[str, int] = {}
+        for caption in captions:
+            found = {
+                name_key(each): each for each in phrases_of(caption, most_words=self._most_words, nouns=self._nouns)
+            }
+            for key, phrase in found.items():
+                spelt.setdefault(key, phrase)
+                counts[key] = counts.get(key, 0) + 1
+        least = min(self._min_captions, max(counts.values(), default=0))
+        return [phrase for key, phrase in spelt.items() if counts[key] >= least]
 
     def _softmax(self, cosines: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         powers: Float[np.ndarray, " n"] = np.exp((cosines - cosines.max()) / self._temperature)

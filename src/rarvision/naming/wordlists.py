@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rarvision.datasets.files import missing, read_text
+from rarvision.datasets.files import jsonl_rows, missing, read_text
 from rarvision.errors import DatasetError
 from rarvision.naming.cleaning import name_key
 
 __all__ = ["read_captions", "read_words", "wordnet_nouns"]
 
 _SENSES_FILE = "data.noun"
+_CAPTION_KEYS = ("caption", "text")
 
 
 def read_words(path: str | Path) -> list[str]:
@@ -27,7 +28,7 @@ def read_words(path: str | Path) -> list[str]:
         return wordnet_nouns(path)
     if not path.is_file():
         raise DatasetError(missing(path, "file of names, or folder of WordNet"))
-    lines = (line.strip() for line in read_text(path).splitlines())
+    lines = (line.strip() for line in read_text(path).split("\n"))
     found: dict[str, str] = {}
     for line in lines:
         if line and not line.startswith("#"):
@@ -79,7 +80,9 @@ def _first_words(file: Path, *, instances: bool) -> Iterator[str]:
 
 
 def read_captions(path: str | Path) -> list[str]:
-    """A corpus of captions, one a line; repeated and blank ones do not count.
+    """A corpus of captions: a text, one a line, or JSON lines (``.jsonl``) with a field ``caption`` or ``text``.
+
+    Repeated and blank ones do not count.
 
     Raises:
         DatasetError: There is no such file, it is not UTF-8, or holds no caption.
@@ -87,7 +90,19 @@ def read_captions(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise DatasetError(missing(path, "file of captions"))
-    found = list(dict.fromkeys(line.strip() for line in read_text(path).splitlines() if line.strip()))
+    lines = _fields(path) if path.suffix.lower() in (".jsonl", ".ndjson") else read_text(path).split("\n")
+    found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not found:
         raise DatasetError(f"{path}: holds no captions; expected one a line")
     return found
+
+
+def _fields(path: Path) -> Iterator[str]:
+    for number, row in jsonl_rows(path):
+        text = next((row[key] for key in _CAPTION_KEYS if key in row), None)
+        if not isinstance(text, str):
+            raise DatasetError(
+                f"{path}, line {number}: expected a text under {' or '.join(map(repr, _CAPTION_KEYS))}, got "
+                f"{', '.join(map(repr, row)) or 'nothing'}"
+            )
+        yield text

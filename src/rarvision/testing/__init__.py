@@ -6,6 +6,7 @@ from rarvision.testing.chat import FakeChat, check_chat
 from rarvision.testing.datasets import check_dataset
 from rarvision.testing.encoders import FakeEncoder, check_encoder
 from rarvision.testing.memory import check_index, check_memory
+from rarvision.testing.naming import check_namer
 from rarvision.testing.ranking import check_ranker
 from rarvision.testing.server import FakeServer, Fault, absent_url
 
@@ -20,5 +21,6 @@ __all__ = [
     "check_encoder",
     "check_index",
     "check_memory",
+    "check_namer",
     "check_ranker",
 ]
