@@ -14,7 +14,7 @@ from typing import Any, Self, final
 
 from rarvision.calibration import Calibration
 from rarvision.chat import Chat
-from rarvision.encoders import Encoder
+from rarvision.encoders import Encoder, NameEncoder
 from rarvision.errors import OptionError
 from rarvision.experiments.spec import Column, Row, Spec
 from rarvision.experiments.worlds import Task, World
@@ -57,6 +57,7 @@ class Lab:
         tunable: The MLLM's name or folder, for rows that train it; None where it cannot be trained here.
         tuning: Changes of the recipe ``lora`` for such rows.
         calibration: Of mixed rankings; None for the shipped one.
+        open_names: Loads what the likeness of names is computed with, for an encoder; None for their spelling.
         batch_size: Images that are encoded and ranked together.
         gallery: Images of each kind of error that are kept for the report, a cell.
         keep: Whether memories and adapters stay when the experiment is finished.
@@ -75,6 +76,7 @@ class Lab:
         tunable: str | Path | None = None,
         tuning: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
+        open_names: Callable[[Encoder], NameEncoder] | None = None,
         batch_size: int = 32,
         gallery: int = 6,
         keep: bool = False,
@@ -92,6 +94,7 @@ class Lab:
         """Whose images the gallery shows."""
         self._open_encoder, self._open_chat, self._open_other = open_encoder, open_chat, open_other
         self._ranker, self._keep = dict(ranker or {}), keep
+        self._open_names, self._names = open_names, dict[str, NameEncoder]()
         self._encoders: dict[str, Encoder] = {}
         self._chats: dict[str, Chat] = {}
         self._memory: tuple[str, LocalMemory] | None = None
@@ -121,6 +124,14 @@ class Lab:
         if which not in self._encoders:
             self._encoders[which] = self._open_encoder(which)
         return self._encoders[which]
+
+    def name_encoder(self, encoder: Encoder) -> NameEncoder | None:
+        """What compares names, loaded once an encoder; None for their spelling."""
+        if self._open_names is None:
+            return None
+        if encoder.fingerprint not in self._names:
+            self._names[encoder.fingerprint] = self._open_names(encoder)
+        return self._names[encoder.fingerprint]
 
     def chat(self, *, adapter: Path | None = None, other: bool = False) -> Chat:
         """The MLLM, loaded once; one with an adapter is kept until another is asked for."""
@@ -169,13 +180,13 @@ class Lab:
             self._memory = None
             memory.close()
             if not self._keep:
-                shutil.rmtree(self.work / "memories" / key)
+                _remove(self.work / "memories" / key)
 
     def finish(self) -> None:
         """Remove what is not a result."""
         self._drop_memory()
         if not self._keep:
-            shutil.rmtree(self.work, ignore_errors=True)
+            _remove(self.work)
 
     def __enter__(self) -> Self:
         return self
@@ -188,6 +199,15 @@ class Lab:
             self._memory = None
         for chat in self._chats.values():
             chat.close()
+
+
+def _remove(folder: Path) -> None:
+    """Move it away first: what an interruption leaves half removed must not be taken for a memory."""
+    gone = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _hash(values: list[Any]) -> str:
