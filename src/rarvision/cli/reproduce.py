@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -106,15 +108,7 @@ class ExperimentOptions:
     captions: Annotated[
         Path | None, typer.Option("--captions", metavar="FILE", help="table-1: a corpus of captions, one a line.")
     ] = None
-    name_encoder: Annotated[
-        str,
-        typer.Option(
-            "--name-encoder",
-            metavar="spelling|MODEL|FOLDER",
-            help="table-1: what the likeness of names (sACC) is computed with; the paper has "
-            "sentence-transformers/all-mpnet-base-v2.",
-        ),
-    ] = "spelling"
+    name_encoder: options.NameEncoderOption = "spelling"
     region_scores: Annotated[
         Path | None,
         typer.Option("--region-scores", metavar="FILE", help="table-3: RegionCLIP's results, in the format of LVIS."),
@@ -167,7 +161,7 @@ def reproduce(
     \b
     --json prints one object an experiment: experiment, folder, outcomes (experiment, column, row, at, seed, n, values,
       why, images, encoder, ranker, prompt_hash, dataset, dataset_fingerprint, version, retrieval_ms, ranking_ms,
-      seconds, statuses, settings), verdicts (text, verdict, evidence), files
+      seconds, statuses, failures, settings), verdicts (text, verdict, evidence), files
     Units: values are shares from 0 to 1 (ms: milliseconds an image); retrieval_ms and ranking_ms are of an image
     """
     from rarvision.cli.main import exit_code
@@ -201,7 +195,7 @@ def reproduce(
             failed.append(error)
             say(f"{spec.name}: {error}")
             continue
-        _tell(folder, spec, quiet=quiet, json=json)
+        _tell(folder, spec_of(spec.name, edition), quiet=quiet, json=json)
     if failed:
         say(f"{len(failed)} of {len(specs)} experiments stopped; the others are done, and the same command goes on")
         raise typer.Exit(exit_code(failed[0]))
@@ -302,7 +296,7 @@ def _world(chosen: ExperimentOptions) -> World:
     if chosen.data_root is not None:
         raise OptionError("--data-root goes without --field-guide: the field guide needs no files")
     sizes: dict[str, Any] = dict(_QUICK) if chosen.quick else {}
-    return FieldGuideWorld(**sizes | ({"queries": chosen.limit} if chosen.limit else {}))
+    return FieldGuideWorld(**sizes | ({"queries": chosen.limit, "scenes": chosen.limit} if chosen.limit else {}))
 
 
 @contextmanager
@@ -348,7 +342,7 @@ def _lab(folder: Path, world: World, chosen: ExperimentOptions) -> Iterator[Lab]
         tunable=None if served or wanted.spec == "none" else local_mllm(wanted.spec)[0],
         tuning={"learning_rate": 2e-4, "batch_size": 16, "rank": 32, "alpha": 64} if embedded else {},
         calibration=CALIBRATION if embedded else None,
-        name_encoder=open_name_encoder(chosen.name_encoder, device=chosen.device),
+        open_names=lambda encoder: open_name_encoder(chosen.name_encoder, encoder=encoder, device=chosen.device),
         region_scores=chosen.region_scores,
         batch_size=chosen.batch_size,
         keep=chosen.keep,
@@ -387,18 +381,57 @@ def _carry_out(spec: Spec, lab: Lab, seeds: Sequence[int], chosen: ExperimentOpt
 
 
 def _configuration(chosen: ExperimentOptions) -> dict[str, Any]:
-    """What all cells depend on, besides the experiment and its images."""
-    return {
-        "models": _models(chosen),
-        "strategy": chosen.strategy.value,
-        "prompt": chosen.prompt,
+    """What all cells depend on, besides the experiment and its images; of what is not given, nothing."""
+    models = _models(chosen)
+    found: dict[str, Any] = {
+        "encoder": _published(models["encoder"]),
+        "better_encoder": _published(models["better"]),
+        "name_encoder": _published(chosen.name_encoder),
         "paper_compat": chosen.paper_compat,
+    }
+    rankers = {"ranker": models["ranker"], "other_ranker": chosen.other_ranker or "none"}
+    given = {key: _published(spec) for key, spec in rankers.items() if spec != "none"}
+    if not given:
+        return found
+    return {
+        **found,
+        **given,
+        "strategy": chosen.strategy.value,
+        "prompt": _prompt(chosen.prompt),
         "ranker_model": chosen.ranker_model,
         "ranker_option": list(chosen.ranker_option or ()),
         "quantization": chosen.quantization.value if chosen.quantization else None,
-        "adapter": None if chosen.adapter is None else chosen.adapter.name,
-        **({} if chosen.name_encoder == "spelling" else {"name_encoder": chosen.name_encoder}),
+        "adapter": None if chosen.adapter is None else _adapter(chosen.adapter),
     }
+
+
+def _published(spec: str) -> str:
+    """A model as results name it: of a folder the last part and its weights, of a server no password."""
+    from rarvision.checkpoints import weights_fingerprint
+    from rarvision.cli.models import SERVER
+    from rarvision.errors import EncoderError
+
+    if spec.startswith(SERVER):
+        return re.sub(r"//[^/@]*@", "//", spec)
+    folder = Path(spec).expanduser()
+    if not folder.is_dir():
+        return spec
+    weights = weights_fingerprint(str(folder), revision=None, missing=EncoderError)
+    return f"{folder.resolve().name} ({weights[:20]})"
+
+
+def _adapter(folder: Path) -> str:
+    from rarvision.chat.adapters import Adapter
+
+    return f"{folder.resolve().name} (weights:{Adapter.read(folder).identity[:12]})"
+
+
+def _prompt(given: str | None) -> str | None:
+    """A prompt's name; of a file its text's hash."""
+    from rarvision.cli.models import read_prompt
+
+    text = read_prompt(given)
+    return given if text == given else f"a file ({hashlib.sha256(str(text).encode()).hexdigest()[:12]})"
 
 
 def _short(spec: Spec, outcome: Outcome) -> str:
@@ -417,7 +450,7 @@ def _tell(folder: Path, spec: Spec, *, quiet: bool, json: bool) -> None:
 
     from rarvision.experiments import rebuild_report
 
-    found = rebuild_report(folder, spec)
+    found = rebuild_report(folder, spec)  # of all that the folder holds, of earlier calls for other parts too
     if json:
         echo_json(
             {

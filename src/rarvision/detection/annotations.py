@@ -261,6 +261,7 @@ def read_annotations(
     *,
     images: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
+    limit: int | None = None,
     limit_bytes: int = LIMIT_BYTES,
 ) -> Annotations:
     """Read an annotation file: LVIS (v0.5, v1), V3Det, or any other of the COCO format.
@@ -272,6 +273,7 @@ def read_annotations(
         path: The file.
         images: The folder of images; without it the records have no paths.
         vocabulary: What the categories must be, such as that of the training file: a check.
+        limit: Only so many images, evenly spaced, and their boxes; None for all.
         limit_bytes: A larger file is refused; LVIS v1's are 1.1 GB (training) and 0.2 GB (validation).
 
     Raises:
@@ -287,9 +289,13 @@ def read_annotations(
     found = _vocabulary(rows.categories, path.name)
     if vocabulary is not None:
         vocabulary.check_covers(found)
-    return Annotations(
-        name=path.stem, vocabulary=found, images=rows.images, annotations=rows.annotations, folder=folder
-    )
+    kept, boxes, name = rows.images, rows.annotations, path.stem
+    if limit is not None and limit < len(kept):
+        name = f"{name}, {limit} of {len(kept)}"
+        kept = [kept[place * len(kept) // limit] for place in range(limit)]
+        ids = {image.id for image in kept}
+        boxes = [box for box in boxes if box.image_id in ids]
+    return Annotations(name=name, vocabulary=found, images=kept, annotations=boxes, folder=folder)
 
 
 def read_vocabulary(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Vocabulary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -83,12 +83,13 @@ class _Images:
         return self._known[name]
 
 
-def _hits(images: Mapping[str, EvaluatedImage], metric: str) -> Float[np.ndarray, " n"] | None:
+def _hits(images: Mapping[str, EvaluatedImage], sources: Sequence[str], metric: str) -> Float[np.ndarray, " n"] | None:
     """Right or wrong, image by image; None for what is not counted image by image."""
     for name, attribute in (("top", "ranked"), ("recall", "retrieved")):
         if metric.startswith(name) and metric[len(name) :].isdigit():
             k = int(metric[len(name) :])
-            return np.array([each.label in getattr(each, attribute)[:k] for each in images.values()], dtype=np.float64)
+            found = [images[source] for source in sources]
+            return np.array([each.label in getattr(each, attribute)[:k] for each in found], dtype=np.float64)
     return None
 
 
@@ -111,14 +112,19 @@ def _difference(
     by_column = {name: [delta for one, _, delta in pairs if one.column == name] for name in columns}
     mean = float(np.mean([np.mean(deltas) for deltas in by_column.values()]))
     rows = []
+    by_images: dict[tuple[str, str], list[Float[np.ndarray, " n"]]] = {}  # seeds of the same images are no more images
     for one, two, delta in pairs:
         of_one, of_two = images.of(one), images.of(two)
-        if of_one is None or of_two is None or list(of_one) != list(of_two):
+        if of_one is None or of_two is None or of_one.keys() != of_two.keys():
             return mean, float("nan"), float("nan"), len(columns)
-        right, other = _hits(of_one, metrics[0]), _hits(of_two, metrics[1])
+        sources = sorted(of_one)  # those that were tried again stand last in their file
+        right, other = _hits(of_one, sources, metrics[0]), _hits(of_two, sources, metrics[1])
         if right is None or other is None or abs(float((right - other).mean()) - delta) > 1e-9:
             return mean, float("nan"), float("nan"), len(columns)
-        rows.append((right - other) / (len(right) * len(columns) * len(by_column[one.column])))
+        by_images.setdefault((one.column, "\0".join(sources)), []).append(right - other)
+    for (column, _), several in by_images.items():
+        weight = len(several) / (len(several[0]) * len(columns) * len(by_column[column]))
+        rows.append(np.mean(several, axis=0) * weight)
     deltas = np.concatenate(rows) * sum(map(len, rows))
     low, high = paired_test(np.zeros_like(deltas), deltas).interval
     return mean, low, high, len(columns)
@@ -152,7 +158,7 @@ def _gain(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Images
         else:
             better += max(abs(ends[0]), abs(ends[1])) <= claim.margin
             worse += ends[0] > claim.margin or ends[1] < -claim.margin
-        where = "" if spec.axis is None else f"{next(iter(at.values()))} {spec.axis.title}: "
+        where = "" if spec.axis is None else f"{spec.axis.title} {next(iter(at.values()))}: "
         told.append(f"{where}{_told(difference)}")
     if not places:
         return Verdict(text=claim.text, verdict="not measured", evidence=_missing(spec, claim, outcomes))
@@ -170,7 +176,7 @@ def _trend(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Image
         series = [(metric, _at(outcomes, claim.first, spec.places[0]), metric) for metric in metrics]
     else:
         series = [(str(next(iter(at.values()), "")), _at(outcomes, claim.first, at), metrics[0]) for at in spec.places]
-    series = [each for each in series if _mean(each[1], each[2]) is not None]
+    series = _shared([each for each in series if _mean(each[1], each[2]) is not None])
     if len(series) < 2:
         return Verdict(text=claim.text, verdict="not measured", evidence=_missing(spec, claim, outcomes))
     means = [float(_mean(found, metric) or 0.0) for _, found, metric in series]
@@ -189,14 +195,18 @@ def _trend(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Image
 
 
 def _flat(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Images) -> Verdict:
-    found = [(at, _mean(_at(outcomes, claim.first, at), claim.metric)) for at in spec.places]
-    known = [(at, mean) for at, mean in found if mean is not None]
+    series = [(at, _at(outcomes, claim.first, at), claim.metric) for at in spec.places]
+    series = _shared([each for each in series if _mean(each[1], each[2]) is not None])
+    known = [(at, float(_mean(found, metric) or 0.0)) for at, found, metric in series]
     if len(known) < 2:
         return Verdict(text=claim.text, verdict="not measured", evidence=_missing(spec, claim, outcomes))
     ordered = sorted(known, key=lambda each: each[1])
     (lowest, low_mean), (highest, high_mean) = ordered[0], ordered[-1]
     between = _difference(
-        _at(outcomes, claim.first, highest), _at(outcomes, claim.first, lowest), (claim.metric, claim.metric), images
+        next(found for at, found, _ in series if at is highest),
+        next(found for at, found, _ in series if at is lowest),
+        (claim.metric, claim.metric),
+        images,
     )
     low = high = high_mean - low_mean
     if between is not None and not np.isnan(between[1]):
@@ -206,6 +216,22 @@ def _flat(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Images
     most = "" if between is None else f"; from lowest to highest {_told(between)} points"
     evidence = f"{_title(spec, claim.first)}: {told}{most}; {100 * claim.margin:g} would be little."
     return Verdict(text=claim.text, verdict=word, evidence=evidence)
+
+
+_Place = TypeVar("_Place")
+
+
+def _shared(series: list[tuple[_Place, list[Outcome], str]]) -> list[tuple[_Place, list[Outcome], str]]:
+    """The outcomes of datasets and seeds that have a figure at every place: else means would be of different ones."""
+    keys = [
+        {(each.column, each.seed) for each in found if each.values.get(metric) is not None}
+        for _, found, metric in series
+    ]
+    common = set.intersection(*keys) if keys else set()
+    left = [
+        (at, [each for each in found if (each.column, each.seed) in common], metric) for at, found, metric in series
+    ]
+    return left if common else []
 
 
 def _mean(outcomes: Sequence[Outcome], metric: str) -> float | None:

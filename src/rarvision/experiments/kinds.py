@@ -104,12 +104,15 @@ def classification(lab: Lab, cell: Cell) -> Outcome:
         return _tuned_alone(lab, cell, task)
     memory = lab.memory(cell, task)
     categories = len(memory.categories())
-    k = categories if method.every_name else min(int(cell.settings.get("k", 5)), categories)
+    options = _retrieval(cell, method)
+    distinct = options.get("distinct", True)  # else k images, of however many categories
+    most = categories if distinct else memory.count("image")
+    k = categories if method.every_name else min(int(cell.settings.get("k", 5)), most)
     ranker = _ranker(lab, cell, method) if method.ranked else None
     recognizer = Recognizer(
         memory,
         ranker=ranker,
-        retriever=Retriever(memory, k=k, **_retrieval(cell, method)),
+        retriever=Retriever(memory, k=k, **options),
         ranker_weight="replace" if method.replace else None,
         calibration=lab.calibration,
         batch_size=lab.batch_size,
@@ -133,7 +136,7 @@ def classification(lab: Lab, cell: Cell) -> Outcome:
     outcome = _outcome(
         cell,
         n=report.n,
-        values=_values(report, bound=method.bound),
+        values=_values(report, bound=method.bound, whole=distinct and k == categories),
         images=name,
         encoder=_called(report.encoder) or "",
         ranker=_called(report.ranker),
@@ -143,6 +146,7 @@ def classification(lab: Lab, cell: Cell) -> Outcome:
         retrieval_ms=report.retrieval_ms,
         ranking_ms=report.ranking_ms,
         statuses=dict(report.statuses),
+        failures=report.failures,
     )
     if ranker is not None and not method.every_name and lab.gallery and cell.seed == lab.first_seed:
         _keep_gallery(lab, cell, outcome, task)
@@ -163,10 +167,13 @@ def _ranker(lab: Lab, cell: Cell, method: Method) -> Ranker:
     return lab.ranker(adapter=adapter, other=method.other, **changes)
 
 
-def _values(report: Report, *, bound: bool) -> dict[str, float | None]:
+def _values(report: Report, *, bound: bool, whole: bool) -> dict[str, float | None]:
+    """Figures by name; where ``whole``, k is the number of categories, and more of them find no more."""
     k = max(report.recall)
-    values: dict[str, float | None] = {f"top{at}": value for at, value in report.topk.items()}
-    values |= {f"recall{at}": value for at, value in report.recall.items()}
+    values: dict[str, float | None] = {}
+    for name, found_at in (("top", report.topk), ("recall", report.recall)):
+        more = {at: found_at[k] for at in _KS if at > k} if whole else {}
+        values |= {f"{name}{at}": value for at, value in {**found_at, **more}.items()}
     found = report.recall[k]
     values |= {
         "top1": found if bound else report.top1,
@@ -333,6 +340,7 @@ def regions(lab: Lab, cell: Cell) -> Outcome:
         retrieval_ms=report.retrieval_ms,
         ranking_ms=report.ranking_ms,
         statuses=dict(report.statuses),
+        failures=report.failures,
     )
 
 
@@ -394,7 +402,7 @@ def naming(lab: Lab, cell: Cell) -> Outcome:
             ranker=ranker,
             k=int(cell.settings.get("k", 5)),
             calibration=lab.calibration,
-            name_encoder=lab.name_encoder,
+            name_encoder=lab.name_encoder(sources.encoder),
             progress=lambda what, done, of: lab.tell(f"{stem}: {what}", done, of),
         )
     except NoNamesError as error:
@@ -406,16 +414,19 @@ def naming(lab: Lab, cell: Cell) -> Outcome:
         cell,
         n=report.n,
         values={"cacc": report.cacc, "sacc": report.sacc, "top1": report.top1, "names": float(report.names)},
-        settings={**cell.settings, "name_encoder": report.name_encoder},
         images=name,
         encoder=_called(report.encoder) or "",
-        ranker=_called(report.ranker or report.method),
+        ranker=_called(
+            report.ranker or report.method.replace(sources.encoder.name, str(_called(sources.encoder.name)))
+        ),
         prompt_hash=_prompt_hash(ranker),
         dataset=report.dataset,
         dataset_fingerprint=report.dataset_fingerprint,
         retrieval_ms=report.retrieval_ms,
         ranking_ms=report.ranking_ms,
         statuses=dict(report.statuses),
+        failures=report.failures,
+        settings={**_outcome(cell).settings, "name_encoder": _called(report.name_encoder)},
     )
 
 
@@ -424,7 +435,7 @@ def naming(lab: Lab, cell: Cell) -> Outcome:
 
 def facts(lab: Lab, cell: Cell) -> Outcome:
     """Count a dataset's categories and images."""
-    task = lab.world.task(cell.column, cell.settings, cell.seed)
+    task = lab.world.task(cell.column, {**cell.settings, "limit": None}, cell.seed)
     train = task.known(None, cell.seed)
     values: dict[str, float | None] = {
         "categories": float(len(task.names)),

@@ -58,8 +58,8 @@ class Lab:
         tunable: The MLLM's name or folder, for rows that train it; None where it cannot be trained here.
         tuning: Changes of the recipe ``lora`` for such rows.
         calibration: Of mixed rankings; None for the shipped one.
+        open_names: Loads what the likeness of names is computed with, for an encoder; None for their spelling.
         batch_size: Images that are encoded and ranked together.
-        name_encoder: What names are compared by, for the sACC; their spelling by default.
         region_scores: Detections that rows of published scores are measured from; None where there are none.
         gallery: Images of each kind of error that are kept for the report, a cell.
         keep: Whether memories and adapters stay when the experiment is finished.
@@ -78,8 +78,8 @@ class Lab:
         tunable: str | Path | None = None,
         tuning: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
+        open_names: Callable[[Encoder], NameEncoder] | None = None,
         batch_size: int = 32,
-        name_encoder: NameEncoder | None = None,
         region_scores: Path | None = None,
         gallery: int = 6,
         keep: bool = False,
@@ -93,12 +93,13 @@ class Lab:
             gallery,
             tell,
         )
-        self.name_encoder, self.region_scores = name_encoder, region_scores
+        self.region_scores = region_scores
         self._boxes: tuple[tuple[str, int], RegionDataset] | None = None
         self.first_seed = 0
         """Whose images the gallery shows."""
         self._open_encoder, self._open_chat, self._open_other = open_encoder, open_chat, open_other
         self._ranker, self._keep = dict(ranker or {}), keep
+        self._open_names, self._names = open_names, dict[str, NameEncoder]()
         self._encoders: dict[str, Encoder] = {}
         self._chats: dict[str, Chat] = {}
         self._memory: tuple[str, LocalMemory] | None = None
@@ -128,6 +129,14 @@ class Lab:
         if which not in self._encoders:
             self._encoders[which] = self._open_encoder(which)
         return self._encoders[which]
+
+    def name_encoder(self, encoder: Encoder) -> NameEncoder | None:
+        """What compares names, loaded once an encoder; None for their spelling."""
+        if self._open_names is None:
+            return None
+        if encoder.fingerprint not in self._names:
+            self._names[encoder.fingerprint] = self._open_names(encoder)
+        return self._names[encoder.fingerprint]
 
     def chat(self, *, adapter: Path | None = None, other: bool = False) -> Chat:
         """The MLLM, loaded once; one with an adapter is kept until another is asked for."""
@@ -183,13 +192,13 @@ class Lab:
             self._memory = None
             memory.close()
             if not self._keep:
-                shutil.rmtree(self.work / "memories" / key)
+                _remove(self.work / "memories" / key)
 
     def finish(self) -> None:
         """Remove what is not a result."""
         self._drop_memory()
         if not self._keep:
-            shutil.rmtree(self.work, ignore_errors=True)
+            _remove(self.work)
 
     def __enter__(self) -> Self:
         return self
@@ -202,6 +211,15 @@ class Lab:
             self._memory = None
         for chat in self._chats.values():
             chat.close()
+
+
+def _remove(folder: Path) -> None:
+    """Move it away first: what an interruption leaves half removed must not be taken for a memory."""
+    gone = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _hash(values: list[Any]) -> str:

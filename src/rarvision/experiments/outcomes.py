@@ -39,6 +39,7 @@ class Outcome:
         ranking_ms: The same of ranking.
         seconds: Wall time of the cell as a whole, in the call that finished it.
         statuses: Rankings by status.
+        failures: Images, or boxes, without an answer, such as files that cannot be read; they count as wrong.
         settings: Everything else that the cell depends on: k, shots, categories, ….
     """
 
@@ -61,6 +62,7 @@ class Outcome:
     ranking_ms: float = 0.0
     seconds: float = 0.0
     statuses: Mapping[str, int] = field(default_factory=dict)
+    failures: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,8 +80,12 @@ def append_outcome(path: Path, outcome: Outcome) -> None:
         os.fsync(file.fileno())
 
 
-def read_outcomes(path: Path) -> list[Outcome]:
-    """All that are complete; of several of one cell the last one. A line that was cut short is cut off the file.
+def read_outcomes(path: Path, *, repair: bool = False) -> list[Outcome]:
+    """All that are complete; of several of one cell the last one.
+
+    Args:
+        path: The file.
+        repair: Whether a last line that an interruption cut short is cut off the file, which only its writer may do.
 
     Raises:
         InputError: It is no such file.
@@ -97,7 +103,7 @@ def read_outcomes(path: Path) -> list[Outcome]:
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}, line {number}: is no outcome of an experiment ({error})") from error
         found[outcome.id] = outcome
-    if whole < len(content):
+    if repair and whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
     return list(found.values())

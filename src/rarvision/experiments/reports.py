@@ -85,7 +85,9 @@ def write_report(
         verdicts: On the spec's claims.
         settings: What all of it depends on, JSON values.
     """
-    paper = published(spec.paper) if spec.paper else None
+    asked = settings.get("settings", {}).get("shots", spec.settings.get("shots"))
+    same = asked == spec.settings.get("shots")  # other shots than the paper's, and its figures say nothing
+    paper = published(spec.paper) if spec.paper and same else None
     table = Table(spec, outcomes, paper)
     files = [folder / "table.md", folder / "table.csv"]
     _write(files[0], _markdown(spec, table, verdicts, outcomes))
@@ -137,18 +139,14 @@ def _stamp(outcomes: Sequence[Outcome]) -> str:
         f"seeds {', '.join(map(str, sorted({outcome.seed for outcome in outcomes})))}",
         *(f"encoder {name}" for name in sorted({outcome.encoder for outcome in outcomes if outcome.encoder})),
         *(f"ranker {name}" for name in sorted({str(outcome.ranker) for outcome in outcomes if outcome.ranker})),
-        *(f"sACC by {name}" for name in sorted(_name_encoders(outcomes))),
         *(f"rarvision {name}" for name in sorted({outcome.version for outcome in outcomes if outcome.version})),
     ]
     return "; ".join(part for part in parts if part) + "."
 
 
-def _name_encoders(outcomes: Sequence[Outcome]) -> set[str]:
-    return {str(outcome.settings["name_encoder"]) for outcome in outcomes if "name_encoder" in outcome.settings}
-
-
 def _statuses(outcome: Outcome) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in outcome.statuses.items() if count)
+    counts = {**outcome.statuses, "without an answer": outcome.failures}
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
 
 
 def _html(spec: Spec, found: Rebuilt, cards: Sequence[Card], settings: Mapping[str, Any], svg: str | None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -56,14 +58,15 @@ def run_experiment(
         spec: What.
         lab: With what; its folder gets ``experiment.json``, ``outcomes.jsonl``, and a line an image in ``images``.
         seeds: Of samples and images; more of them may be asked for later.
-        configuration: What all cells depend on besides the spec, such as the models' names, JSON values.
+        configuration: What all cells depend on besides the spec, such as the models' names, JSON values. What is not
+            given yet, such as an MLLM, is left out: a later call may add it, and none may change it.
         done: Called with each outcome, its number and the number of all; those of earlier calls included.
 
     Returns:
         All outcomes of these seeds, earlier calls' included.
 
     Raises:
-        InputError: The folder holds another configuration's results.
+        InputError: The folder holds another configuration's results, or another process is writing there.
         OptionError: No seeds.
     """
     if not seeds or len(set(seeds)) < len(seeds):
@@ -71,8 +74,31 @@ def run_experiment(
     lab.first_seed = seeds[0]
     lab.folder.mkdir(parents=True, exist_ok=True)
     check_folder(lab.folder, spec, {**lab.world.settings, **(configuration or {})})
+    with _alone(lab):
+        return _run(spec, lab, seeds, done)
+
+
+@contextmanager
+def _alone(lab: Lab) -> Iterator[None]:
+    """Refuse a second process, as both would write the same files; the lock goes with its process however that ends."""
+    lab.work.mkdir(exist_ok=True)
+    lock = sqlite3.connect(lab.work / "lock", isolation_level=None, timeout=0)
+    try:
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            raise InputError(
+                f"{lab.folder}: another process is measuring this experiment ({error}); wait until it has finished, "
+                "or give another folder with --out"
+            ) from error
+        yield
+    finally:
+        lock.close()
+
+
+def _run(spec: Spec, lab: Lab, seeds: Sequence[int], done: Callable[[Outcome, int, int], None]) -> list[Outcome]:
     path = lab.folder / OUTCOMES
-    known = {outcome.id: outcome for outcome in read_outcomes(path)}
+    known = {outcome.id: outcome for outcome in read_outcomes(path, repair=True)}
     cells = list(cells_of(spec, seeds))
     found = []
     for number, cell in enumerate(cells, start=1):
@@ -97,7 +123,7 @@ def check_folder(folder: Path, spec: Spec, configuration: Mapping[str, Any]) -> 
     Raises:
         InputError: They differ, and in what; or the file is damaged.
     """
-    now = {
+    now: dict[str, Any] = {
         "experiment": spec.name,
         "rarvision": version("rarvision"),
         "settings": dict(spec.settings),
@@ -109,15 +135,21 @@ def check_folder(folder: Path, spec: Spec, configuration: Mapping[str, Any]) -> 
     if path.exists():
         there = read_configuration(folder)
         for part in ("methods", "datasets"):  # some of them may be asked for now, and others later
-            for key in {*there.get(part, {})} ^ {*now[part]}:
-                now[part].setdefault(key, there.get(part, {}).get(key))
-                there.setdefault(part, {}).setdefault(key, now[part][key])
+            _join(there.setdefault(part, {}), now[part])
+        _join(there, now)  # so may an MLLM, without which there are no figures of it
         check_configuration(path, there, now, _ADVICE)
     elif (folder / OUTCOMES).exists():
         raise InputError(f"{folder}: has {OUTCOMES} and no {EXPERIMENT}, which says what they are; {_ADVICE}")
     fresh = path.with_name(path.name + ".part")
     fresh.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
     fresh.replace(path)
+
+
+def _join(there: dict[str, Any], now: dict[str, Any]) -> None:
+    """What one of them lacks is as in the other."""
+    for key in there.keys() ^ now.keys():
+        now.setdefault(key, there.get(key))
+        there.setdefault(key, now[key])
 
 
 def read_configuration(folder: Path) -> dict[str, Any]:

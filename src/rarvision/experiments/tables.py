@@ -15,6 +15,7 @@ from rarvision.experiments.spec import Metric, Row, Spec
 __all__ = ["Entry", "Line", "Table", "measured_part", "speed_table"]
 
 MEAN = "mean"
+_PAPER_NAMES = "all-mpnet-base-v2"  # what compares names in the paper
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +109,7 @@ class Table:
 
     def __init__(self, spec: Spec, outcomes: Sequence[Outcome], published: Published | None = None) -> None:
         self.spec, self.published = spec, published
+        self._outcomes = tuple(outcomes)
         self._by_cell: dict[tuple[str, str, tuple[tuple[str, Any], ...]], list[Outcome]] = {}
         for outcome in outcomes:
             key = (outcome.column, outcome.row, tuple(outcome.at.items()))
@@ -185,7 +187,17 @@ class Table:
         if mean is None:
             why = next((each.why for each in found if each.why), "no such figure" if found else "")
             return Entry(metric=metric, paper=paper, why=why)
-        return Entry(metric=metric, ours=mean[0], spread=mean[1], paper=paper)
+        return Entry(metric=metric, ours=mean[0], spread=mean[1], paper=paper, comparable=self._alike(metric))
+
+    def _alike(self, metric: Metric) -> bool:
+        """Whether what is measured is what the paper measures: likenesses of names depend on what compares them."""
+        return metric.key != "sacc" or not self.name_encoders
+
+    @property
+    def name_encoders(self) -> list[str]:
+        """What the likeness of names was computed with, other than the paper's."""
+        found = {str(each.settings["name_encoder"]) for each in self._outcomes if "name_encoder" in each.settings}
+        return sorted(name for name in found if _PAPER_NAMES not in name)
 
     def _mean(self, row: Row, at: Mapping[str, Any], metric: Metric) -> Entry:
         """Over the data sets that have a figure, of the paper's row as well where it has one; see `Entry.over`.
@@ -202,12 +214,13 @@ class Table:
         if not used:
             why = "no data set has a figure" if seeds else ""
             paper = None if 0 < len(shared) < len(keys) else paper
-            return Entry(why=why, comparable=not self.foreign, **{**common, "paper": paper})
+            alike = not self.foreign and self._alike(metric)
+            return Entry(why=why, comparable=alike, **{**common, "paper": paper})
         by_seed = [sum(float(found[key][seed] or 0.0) for key in used) / len(used) for seed in seeds]
         return Entry(
             ours=sum(by_seed) / len(by_seed),
             spread=(max(by_seed) - min(by_seed)) / 2,
-            comparable=not self.foreign and (bool(shared) or len(used) == len(keys)),
+            comparable=self._alike(metric) and not self.foreign and (bool(shared) or len(used) == len(keys)),
             over=len(used),
             **common,
         )
@@ -247,8 +260,14 @@ class Table:
             notes.append(f"Not measured yet: {_cells(self.missing)}; the same command goes on with them.")
         if any(entry.partial for line in self.lines for entry in line.entries):
             notes.append("A mean over some of the data sets is over those of which both sides have a figure.")
-        if any(entry.paper is not None and not entry.comparable for line in self.lines for entry in line.entries):
+        apart = [e for line in self.lines for e in line.entries if e.paper is not None and not e.comparable]
+        if any(self._alike(entry.metric) for entry in apart):
             notes.append("† The paper's mean is of other data sets than ours: for the shape, not to be compared.")
+        if any(metric.key == "sacc" for metric in self.spec.metrics) and self.name_encoders:
+            notes.append(
+                f"sACC is by {', '.join(self.name_encoders)}; the paper's is by {_PAPER_NAMES}: not to be compared †."
+            )
+        notes += _shortfalls(self._outcomes)
         if self.published is not None:
             notes += [f"No figure of the paper in {_cells(n)}: {why}." for why, n in self._paper_reasons().items()]
             notes += self.published.notes
@@ -323,6 +342,19 @@ def _csv_value(value: float | str | None) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _shortfalls(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Images without an answer, and rankings that are retrieval's."""
+    failed = [each for each in outcomes if each.failures]
+    if failed:
+        count = sum(each.failures for each in failed)
+        yield f"Without an answer, and counted as wrong: {count:,} images in {_cells(len(failed))}."
+    fallen = [each for each in outcomes if each.statuses.get("fallback")]
+    if fallen:
+        count = sum(each.statuses["fallback"] for each in fallen)
+        of = sum(sum(each.statuses.values()) for each in fallen)
+        yield f"Retrieval's order for want of a usable answer: {count:,} of {of:,} rankings in {_cells(len(fallen))}."
+
+
 def _raised(number: int) -> str:
     return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
@@ -364,6 +396,5 @@ def measured_part(spec: Spec, outcomes: Sequence[Outcome]) -> Spec:
     if spec.axis is None:
         return changed
     there = {outcome.at[spec.axis.key] for outcome in outcomes if spec.axis.key in outcome.at}
-    more = sorted(there - set(spec.axis.values), key=float)
-    values = [value for value in spec.axis.values if value in there] + more
-    return replace(changed, axis=replace(spec.axis, values=tuple(values or spec.axis.values)))
+    values = sorted(there or spec.axis.values, key=float)  # in order, which trends go along
+    return replace(changed, axis=replace(spec.axis, values=tuple(values)))

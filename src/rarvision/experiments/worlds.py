@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -149,7 +151,10 @@ class FieldGuideWorld(World):
         """Draw scenes of all domains, once."""
         from rarvision.datasets.fieldguide import FieldGuideScenes
 
-        scenes = FieldGuideScenes("test", categories=int(settings["categories"]), seed=seed, scenes=self._scenes)
+        options: dict[str, Any] = {"categories": int(settings["categories"]), "seed": seed}
+        scenes = FieldGuideScenes("test", **options)
+        if self._scenes is not None and self._scenes < scenes.scenes:
+            scenes = FieldGuideScenes("test", **options, scenes=self._scenes)
         target = folder / f"scenes-{seed}"
         file = target / f"lvis_{scenes.split}.json"
         if not file.exists():  # written last
@@ -208,20 +213,22 @@ class BenchmarkWorld(World):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """How images are chosen; where they lie changes nothing."""
-        return {
-            "world": "benchmarks",
-            "limit": self._limit,
-            "order": self._order,
-            "words": len(self._words),
-            "captions": len(self._captions),
-        }
+        """How images are chosen, and what else is given; where they lie changes nothing."""
+        found: dict[str, Any] = {"world": "benchmarks", "limit": self._limit, "order": self._order}
+        words = _digest(self._words)
+        if self._words:
+            found["words"] = words
+        if self._captions:
+            found["captions"] = _digest(self._captions)
+            found["nouns"] = words if self._words else "all words"  # what counts as one in a caption
+        return found
 
     def task(self, column: Column, settings: Mapping[str, Any], seed: int) -> Task:  # noqa: ARG002 - splits are fixed
         """Open a benchmark's splits; its test images must all be there."""
         reference = str(settings.get("reference", column.key))
         train = self._open(f"{reference}:{settings.get('train', 'train')}")
-        queries = spaced_subset(self._open(f"{reference}:{settings.get('test', 'test')}"), self._limit)
+        limit = settings.get("limit", self._limit)
+        queries = spaced_subset(self._open(f"{reference}:{settings.get('test', 'test')}"), limit)
         _check_there(queries)
         known = BENCHMARKS[reference.split("@", 1)[0]]
 
@@ -251,16 +258,29 @@ class BenchmarkWorld(World):
                 f"{self._root}: no {wanted} in a folder of {known.title} (one of {', '.join(known.folders)}); "
                 f"`rarvision datasets info {known.name}` says where to get it"
             )
-        return RegionDataset(read_annotations(found[0] / wanted, images=found[0]))
+        boxes = RegionDataset(read_annotations(found[0] / wanted, images=found[0], limit=self._limit))
+        _check_paths(boxes.name, [path for path in map(boxes.annotations.path, range(len(boxes.annotations))) if path])
+        return boxes
+
+
+def _digest(texts: Sequence[str]) -> str:
+    """How many, and which."""
+    digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    return f"{len(texts):,} ({digest[:12]})"
 
 
 def _check_there(dataset: Dataset) -> None:
     """Refuse a dataset half of which is missing: images that fail would count as wrong."""
-    paths = [sample for sample in (dataset[i].image for i in range(len(dataset))) if isinstance(sample, Path)]
+    _check_paths(
+        dataset.name, [each for each in (dataset[i].image for i in range(len(dataset))) if isinstance(each, Path)]
+    )
+
+
+def _check_paths(name: str, paths: Sequence[Path]) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         named = ", ".join(map(str, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
         raise DatasetError(
-            f"{dataset.name}: {len(missing):,} of {len(paths):,} images are not there: {named}; "
+            f"{name}: {len(missing):,} of {len(paths):,} images are not there: {named}; "
             "`rarvision datasets check` says what is missing"
         )
