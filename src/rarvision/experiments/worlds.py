@@ -100,8 +100,10 @@ class Joined(Dataset):
 
 @final
 class Below(Dataset):
-    """A dataset whose sources begin below a folder: results that people publish, and what is told apart or chosen by
-    sources, are not to depend on where it lies on a machine.
+    """A dataset whose sources begin below a folder.
+
+    Results that people publish, and what is told apart or chosen by sources, are not to depend on where it lies on a
+    machine.
     """
 
     def __init__(self, inner: Dataset, folder: Path) -> None:
