@@ -10,7 +10,7 @@ import pytest
 from benchmark_world import flowers102
 from colour_world import COLOURS, Pictures
 from experiments_world import ColourWorld, colour_lab, colours_spec
-from rarvision.cli.reproduce import _published
+from rarvision.cli.reproduce import ExperimentOptions, _published, _usual_seeds
 from rarvision.embedded import weights_path
 from rarvision.errors import InputError
 from rarvision.experiments import (
@@ -249,3 +249,17 @@ def test_results_of_benchmarks_do_not_depend_on_where_they_lie(tmp_path):
         assert task.queries[0].image.is_file()
     assert found[0] == found[1]
     assert found[0][1][0] == "oxford_flowers/jpg/image_00004.jpg"
+
+
+def test_a_part_of_the_test_images_is_told():
+    notes = Table(colours_spec(axis=None), [outcome("rar", 0.5)], limit=8).notes
+    assert "Of a data set at most 8 test images, evenly spaced." in notes
+
+
+@pytest.mark.parametrize(
+    ("name", "field_guide", "seeds"),
+    [("table-7", False, 3), ("table-9", False, 1), ("table-3", False, 1), ("table-3", True, 3), ("table-1", False, 3)],
+)
+def test_seeds_are_several_where_something_is_drawn(name, field_guide, seeds):
+    spec = spec_of(name, "field-guide" if field_guide else "paper")
+    assert len(_usual_seeds(spec, ExperimentOptions(field_guide=field_guide))) == seeds
