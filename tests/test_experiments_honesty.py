@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from benchmark_world import flowers102
 from colour_world import COLOURS, Pictures
 from experiments_world import ColourWorld, colour_lab, colours_spec
-from rarvision.cli.reproduce import _published
+from rarvision.cli.reproduce import ExperimentOptions, _published, _usual_seeds
 from rarvision.embedded import weights_path
 from rarvision.errors import InputError
 from rarvision.experiments import (
@@ -236,3 +237,29 @@ def test_the_papers_figures_are_of_its_own_shots(tmp_path):
     for shots in (4, 8):
         (tmp_path / EXPERIMENT).write_text(json.dumps({"settings": {"k": 10, "shots": shots}}))
         assert (rebuild_report(tmp_path, spec).table.published is None) == (shots == 8)
+
+
+def test_results_of_benchmarks_do_not_depend_on_where_they_lie(tmp_path):
+    found = []
+    for place in ("here", "there"):
+        flowers102(tmp_path / place)
+        column = Column(key="flowers102", title="Flowers102", options={"reference": "flowers102@official"})
+        task = BenchmarkWorld(tmp_path / place).task(column, dict(column.options), 0)
+        found.append((task.queries.fingerprint, [item.source for item in task.queries.items], task.names))
+        assert task.queries[0].image.is_file()
+    assert found[0] == found[1]
+    assert found[0][1][0] == "oxford_flowers/jpg/image_00004.jpg"
+
+
+def test_a_part_of_the_test_images_is_told():
+    notes = Table(colours_spec(axis=None), [outcome("rar", 0.5)], limit=8).notes
+    assert "Of a data set at most 8 test images, evenly spaced." in notes
+
+
+@pytest.mark.parametrize(
+    ("name", "field_guide", "seeds"),
+    [("table-7", False, 3), ("table-9", False, 1), ("table-3", False, 1), ("table-3", True, 3), ("table-1", False, 3)],
+)
+def test_seeds_are_several_where_something_is_drawn(name, field_guide, seeds):
+    spec = spec_of(name, "field-guide" if field_guide else "paper")
+    assert len(_usual_seeds(spec, ExperimentOptions(field_guide=field_guide))) == seeds

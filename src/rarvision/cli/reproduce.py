@@ -87,7 +87,10 @@ class ExperimentOptions:
     seeds: Annotated[
         str | None,
         typer.Option(
-            "--seeds", metavar="N,…", help="Seeds of samples and images.", show_default="0,1,2; 0 with --quick"
+            "--seeds",
+            metavar="N,…",
+            help="Seeds of samples and images.",
+            show_default="0,1,2; 0 with --quick, and on data sets where no samples are drawn",
         ),
     ] = None
     limit: Annotated[
@@ -177,7 +180,7 @@ def reproduce(
     if ALL in names and not chosen.field_guide:
         wanted = [name for name in wanted if name != "vocabulary"]
     specs = [_restricted(spec_of(name, edition), name, chosen, ALIASES) for name in dict.fromkeys(wanted)]
-    seeds = _numbers("--seeds", chosen.seeds) if chosen.seeds else ([0] if chosen.quick else [0, 1, 2])
+    given = _numbers("--seeds", chosen.seeds) if chosen.seeds else []
     world = _world(chosen)  # complains before anything is loaded
     failed: list[RarvisionError] = []
     for spec in specs:
@@ -186,7 +189,7 @@ def reproduce(
             _remove(folder)
         try:
             with _lab(folder, world, chosen) as lab:
-                _carry_out(spec, lab, seeds, chosen, quiet=quiet)
+                _carry_out(spec, lab, given or _usual_seeds(spec, chosen), chosen, quiet=quiet)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; the same command goes on with {spec.name} where it was") from None
         except RarvisionError as error:
@@ -251,6 +254,12 @@ def _numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise OptionError(f"{option} must be numbers with commas, such as 1,2,4; got {text!r}") from None
+
+
+def _usual_seeds(spec: Spec, chosen: ExperimentOptions) -> list[int]:
+    """Several where they change anything: the splits of data sets are fixed, and only few shots are drawn."""
+    drawn = spec.settings.get("shots", 1) not in ("all", 0)
+    return [0, 1, 2] if not chosen.quick and (chosen.field_guide or drawn) else [0]
 
 
 def _restricted(spec: Spec, name: str, chosen: ExperimentOptions, aliases: Any) -> Spec:

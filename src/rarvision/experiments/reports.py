@@ -88,7 +88,7 @@ def write_report(
     asked = settings.get("settings", {}).get("shots", spec.settings.get("shots"))
     same = asked == spec.settings.get("shots")  # other shots than the paper's, and its figures say nothing
     paper = published(spec.paper) if spec.paper and same else None
-    table = Table(spec, outcomes, paper)
+    table = Table(spec, outcomes, paper, limit=settings.get("limit"))
     files = [folder / "table.md", folder / "table.csv"]
     _write(files[0], _markdown(spec, table, verdicts, outcomes))
     _write(files[1], table.to_csv())

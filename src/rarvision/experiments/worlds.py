@@ -6,7 +6,7 @@ import abc
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, final
@@ -96,6 +96,40 @@ class Joined(Dataset):
     def _image(self, index: int) -> Path | bytes | Image:
         part, row = self._places[index]
         return part[row].image
+
+
+@final
+class Below(Dataset):
+    """A dataset whose sources begin below a folder.
+
+    Results that people publish, and what is told apart or chosen by sources, are not to depend on where it lies on a
+    machine.
+    """
+
+    def __init__(self, inner: Dataset, folder: Path) -> None:
+        self._inner, self._folder = inner, folder
+
+    @property
+    def name(self) -> str:
+        """The dataset's own."""
+        return self._inner.name
+
+    @cached_property
+    def categories(self) -> tuple[str, ...]:
+        """The dataset's own."""
+        return self._inner.categories
+
+    @cached_property
+    def items(self) -> Sequence[Item]:
+        """With shorter sources; those that lie elsewhere stay as they are."""
+        return tuple(replace(item, source=self._below(item.source)) for item in self._inner.items)
+
+    def _below(self, source: str) -> str:
+        path = Path(source)
+        return path.relative_to(self._folder).as_posix() if path.is_relative_to(self._folder) else source
+
+    def _image(self, index: int) -> Path | bytes | Image:
+        return self._inner[index].image
 
 
 def spaced_subset(dataset: Dataset, limit: int | None) -> Dataset:
@@ -209,7 +243,7 @@ class BenchmarkWorld(World):
     ) -> None:
         self._root, self._limit, self._order = data_root(root), limit, order
         self._words, self._captions = tuple(words), tuple(captions)
-        self._open = lru_cache(maxsize=4)(lambda reference: open_benchmark(reference, self._root))
+        self._open = lru_cache(maxsize=4)(lambda reference: Below(open_benchmark(reference, self._root), self._root))
 
     @property
     def settings(self) -> Mapping[str, Any]:
