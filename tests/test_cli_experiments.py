@@ -101,6 +101,16 @@ def test_data_sets_that_are_not_there(run, tmp_path):  # noqa: F811
     assert "rarvision datasets info dtd" in result.stderr
 
 
+def test_one_that_fails_does_not_stop_the_others(run, tmp_path):  # noqa: F811
+    common = ("--field-guide", "--quick", "--limit", "4", "--datasets", "aircraft", "--out", tmp_path)
+    (tmp_path / "table-8").mkdir(parents=True)
+    (tmp_path / "table-8" / "outcomes.jsonl").write_text("\n")
+    result = run("reproduce", "table-8", "figure-9", *common, code=2)
+    assert "table-8: " in result.stderr
+    assert "1 of 2 experiments stopped" in result.stderr
+    assert (tmp_path / "figure-9" / "report.html").is_file()
+
+
 @pytest.mark.slow
 def test_killed_and_interrupted_it_goes_on(tmp_path):
     command = [

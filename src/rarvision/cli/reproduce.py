@@ -14,7 +14,7 @@ import typer
 from rarvision.cli import options
 from rarvision.cli.output import echo_json, print_table, progress, say, show
 from rarvision.cli.path import spread
-from rarvision.errors import InputError, OptionError
+from rarvision.errors import InputError, OptionError, RarvisionError
 
 if TYPE_CHECKING:
     from rarvision.experiments import Lab, Outcome, Spec, World
@@ -160,8 +160,9 @@ def reproduce(
       rarvision reproduce table-9 --data-root ~/data -r http://localhost:8000/v1 --other-ranker https://host/v1
       rarvision report results                                          # write the reports again
 
-    A cell that cannot be measured, since the names do not fit the MLLM's context or no MLLM was given, is shown as -
-    with the reason, and tried again by the next call. A folder of results with other settings is refused.
+    Of several experiments one that fails, such as for data that is missing, does not stop the others. A cell that
+    cannot be measured, since the names do not fit the MLLM's context or no MLLM was given, is shown as - with the
+    reason, and tried again by the next call. A folder of results with other settings is refused.
 
     \b
     --json prints one object an experiment: experiment, folder, outcomes (experiment, column, row, at, seed, n, values,
@@ -169,6 +170,7 @@ def reproduce(
       seconds, statuses, settings), verdicts (text, verdict, evidence), files
     Units: values are shares from 0 to 1 (ms: milliseconds an image); retrieval_ms and ranking_ms are of an image
     """
+    from rarvision.cli.main import exit_code
     from rarvision.experiments import ALIASES, EXPERIMENTS, spec_of
 
     edition: Any = "field-guide" if chosen.field_guide else "paper"
@@ -183,6 +185,7 @@ def reproduce(
     specs = [_restricted(spec_of(name, edition), name, chosen, ALIASES) for name in dict.fromkeys(wanted)]
     seeds = _numbers("--seeds", chosen.seeds) if chosen.seeds else ([0] if chosen.quick else [0, 1, 2])
     world = _world(chosen)  # complains before anything is loaded
+    failed: list[RarvisionError] = []
     for spec in specs:
         folder = chosen.out / spec.name
         if not chosen.resume and folder.exists():
@@ -192,7 +195,16 @@ def reproduce(
                 _carry_out(spec, lab, seeds, chosen, quiet=quiet)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; the same command goes on with {spec.name} where it was") from None
+        except RarvisionError as error:
+            if len(specs) == 1:
+                raise
+            failed.append(error)
+            say(f"{spec.name}: {error}")
+            continue
         _tell(folder, spec, quiet=quiet, json=json)
+    if failed:
+        say(f"{len(failed)} of {len(specs)} experiments stopped; the others are done, and the same command goes on")
+        raise typer.Exit(exit_code(failed[0]))
 
 
 def report(

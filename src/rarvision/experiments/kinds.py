@@ -232,7 +232,7 @@ def _tuned_alone(lab: Lab, cell: Cell, task: Task) -> Outcome:
         "n": report.n,
         "dataset": task.queries.name,
         "dataset_fingerprint": task.queries.fingerprint,
-        "ranker": f"{Path(lab.tunable).name}, tuned on {report.examples:,} images",
+        "ranker": f"{Path(lab.tunable).name}, tuned on the shots",
     }
     if report.top1 is None:
         return _none(cell, str(report.reason), **common)
