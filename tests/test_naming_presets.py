@@ -239,8 +239,10 @@ def test_a_memory_of_other_names_is_refused(tmp_path):
     with pytest.raises(InputError, match="other names, images or options"):
         made(templates=("a photo of a {}.",))
     LocalMemory.create(tmp_path / "foreign", encoder=FakeEncoder()).close()
+    have = sources()
     with pytest.raises(InputError, match="give another folder"):
-        discover("rar", sources(), Pictures(COLOURS), memory=tmp_path / "foreign")
+        discover("rar", have, Pictures(COLOURS), memory=tmp_path / "foreign")
+    assert have.chat.calls == [], "refused before anything is asked"
 
 
 def test_a_memory_that_was_interrupted_is_completed(tmp_path, monkeypatch):

@@ -117,6 +117,9 @@ def discover(
     Source: the memory of sections 4.2 and C.1: three unlabelled images a category, under predicted names.
     """
     preset = preset_of(name)
+    if memory is not None and Path(memory).exists():
+        with LocalMemory.open(memory, encoder=sources.encoder) as there:  # before anything is asked
+            _check(there, Path(memory), lambda digest: digest is not None)
     with ExitStack() as stack:
         words = None
         if preset.namer == "words":
@@ -223,12 +226,19 @@ def _opened(path: Path, encoder: Encoder, told: Any, metadata: Mapping[str, Any]
     if not path.exists():
         return LocalMemory.create(path, encoder=encoder, metadata={**(metadata or {}), _KEY: digest})
     memory = LocalMemory.open(path, encoder=encoder)
-    if memory.metadata.get(_KEY) != digest:
+    try:
+        _check(memory, path, lambda kept: kept == digest)
+    except InputError:
         memory.close()
+        raise
+    return memory
+
+
+def _check(memory: LocalMemory, path: Path, fits: Callable[[Any], bool]) -> None:
+    if not fits(memory.metadata.get(_KEY)):
         raise InputError(
             f"{path}: holds the memory of other names, images or options; give another folder, or remove this one"
         )
-    return memory
 
 
 @contextmanager
