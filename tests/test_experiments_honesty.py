@@ -231,12 +231,15 @@ def test_likenesses_of_names_by_another_model_are_not_set_against_the_papers(tmp
         assert any("sACC is by spelling" in note for note in table.notes) == told
 
 
-def test_the_papers_figures_are_of_its_own_shots(tmp_path):
+def test_the_papers_figures_are_of_its_own_shots_and_of_all_images(tmp_path):
     spec = spec_of("table-8", "paper")
     (tmp_path / OUTCOMES).write_text(json.dumps(asdict(outcome("knn", 0.4, column="dtd"))) + "\n")
-    for shots in (4, 8):
-        (tmp_path / EXPERIMENT).write_text(json.dumps({"settings": {"k": 10, "shots": shots}}))
-        assert (rebuild_report(tmp_path, spec).table.published is None) == (shots == 8)
+    for shots, limit in ((4, 9), (8, None)):
+        (tmp_path / EXPERIMENT).write_text(json.dumps({"settings": {"k": 10, "shots": shots}, "limit": limit}))
+        table = rebuild_report(tmp_path, spec).table
+        assert (table.published is None) == (shots == 8)
+        (note,) = [note for note in table.notes if "the paper's figures are" in note]
+        assert note.startswith("Of 8 shots" if shots == 8 else "Of a data set at most 9 test images")
 
 
 def test_results_of_benchmarks_do_not_depend_on_where_they_lie(tmp_path):
@@ -249,11 +252,6 @@ def test_results_of_benchmarks_do_not_depend_on_where_they_lie(tmp_path):
         assert task.queries[0].image.is_file()
     assert found[0] == found[1]
     assert found[0][1][0] == "oxford_flowers/jpg/image_00004.jpg"
-
-
-def test_a_part_of_the_test_images_is_told():
-    notes = Table(colours_spec(axis=None), [outcome("rar", 0.5)], limit=8).notes
-    assert "Of a data set at most 8 test images, evenly spaced." in notes
 
 
 @pytest.mark.parametrize(

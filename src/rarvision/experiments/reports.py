@@ -85,10 +85,16 @@ def write_report(
         verdicts: On the spec's claims.
         settings: What all of it depends on, JSON values.
     """
-    asked = settings.get("settings", {}).get("shots", spec.settings.get("shots"))
-    same = asked == spec.settings.get("shots")  # other shots than the paper's, and its figures say nothing
-    paper = published(spec.paper) if spec.paper and same else None
-    table = Table(spec, outcomes, paper, limit=settings.get("limit"))
+    usual = spec.settings.get("shots")
+    shots = settings.get("settings", {}).get("shots", usual)
+    paper = published(spec.paper) if spec.paper and shots == usual else None
+    remarks = []
+    if shots != usual:
+        remarks.append(f"Of {shots} shots, where the experiment has {usual}: the paper's figures are left out.")
+    if (limit := settings.get("limit")) is not None and spec.kind != "facts":
+        others = "" if paper is None else ", and the paper's figures are of all"
+        remarks.append(f"Of a data set at most {limit:,} test images, evenly spaced{others}.")
+    table = Table(spec, outcomes, paper, remarks=remarks)
     files = [folder / "table.md", folder / "table.csv"]
     _write(files[0], _markdown(spec, table, verdicts, outcomes))
     _write(files[1], table.to_csv())

@@ -105,7 +105,7 @@ class Table:
         spec: What was to be measured.
         outcomes: What came of it, any part of it.
         published: The paper's figures, if any.
-        limit: How many test images, evenly spaced, stand for a data set; None where all of them do.
+        remarks: What else is to stand below the table.
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class Table:
         outcomes: Sequence[Outcome],
         published: Published | None = None,
         *,
-        limit: int | None = None,
+        remarks: Sequence[str] = (),
     ) -> None:
-        self._limit = limit
+        self._remarks = tuple(remarks)
         self.spec, self.published = spec, published
         self._outcomes = tuple(outcomes)
         self._by_cell: dict[tuple[str, str, tuple[tuple[str, Any], ...]], list[Outcome]] = {}
@@ -277,9 +277,7 @@ class Table:
                 f"sACC is by {', '.join(self.name_encoders)}; the paper's is by {_PAPER_NAMES}: not to be compared †."
             )
         notes += _shortfalls(self._outcomes)
-        if self._limit is not None and self.spec.kind != "facts":
-            figures = "" if self.published is None else ", and the paper's figures are of all"
-            notes.append(f"Of a data set at most {self._limit:,} test images, evenly spaced{figures}.")
+        notes += self._remarks
         if self.published is not None:
             notes += [f"No figure of the paper in {_cells(n)}: {why}." for why, n in self._paper_reasons().items()]
             notes += self.published.notes
