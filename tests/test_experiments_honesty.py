@@ -261,3 +261,19 @@ def test_results_of_benchmarks_do_not_depend_on_where_they_lie(tmp_path):
 def test_seeds_are_several_where_something_is_drawn(name, field_guide, seeds):
     spec = spec_of(name, "field-guide" if field_guide else "paper")
     assert len(_usual_seeds(spec, ExperimentOptions(field_guide=field_guide))) == seeds
+
+
+def test_a_file_of_which_a_full_disk_left_a_part_of_the_first_line_is_started_anew(tmp_path):
+    spec = colours_spec(rows=ROWS[:1], axis=None, settings={"k": 3, "shots": 1})
+    with colour_lab(tmp_path / "one") as lab:
+        whole = run_experiment(spec, lab)
+    name = "images/one.knn.seed-0.jsonl"
+    header = (tmp_path / "one" / name).read_bytes().splitlines(keepends=True)[0]
+    for kept in (0, 40, len(header) - 1, len(header)):
+        folder = tmp_path / str(kept)
+        (folder / "images").mkdir(parents=True)
+        (folder / name).write_bytes(header[:kept])
+        with colour_lab(folder) as lab:
+            found = run_experiment(spec, lab)
+        assert [each.values["top1"] for each in found] == [each.values["top1"] for each in whole]
+        assert (folder / name).read_bytes().startswith(header)

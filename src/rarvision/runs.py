@@ -97,7 +97,7 @@ class RunFile(Generic[_Done]):
 
     def _write(self, values: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+            self._file.write(_line(values))
             self._file.flush()
 
     def __enter__(self) -> Self:
@@ -110,6 +110,10 @@ class RunFile(Generic[_Done]):
             self._file.close()
 
 
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
 def _read_done(
     path: Path, configuration: Mapping[str, Any], read: Callable[[Mapping[str, Any]], _Done | None]
 ) -> tuple[dict[str, _Done], int]:
@@ -118,6 +122,10 @@ def _read_done(
     What is to be done again is left out. Where there is nothing else, the file is started anew: a server that is down
     does not say its model's name, so the configuration may differ.
     """
+    header = _line({"configuration": configuration}).encode()
+    with path.open("rb") as file:
+        if header.startswith(file.read(len(header) + 1)):
+            return {}, 0  # the header at most, cut short where a disk was full
     there, done, images, end = _parsed(path, read, _ADVICE)
     if end and (done or not images):
         check_configuration(path, there, configuration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import sys
@@ -190,6 +191,12 @@ def reproduce(
         try:
             with _lab(folder, world, chosen) as lab:
                 _carry_out(spec, lab, given or _usual_seeds(spec, chosen), chosen, quiet=quiet)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise InputError(
+                f"{folder}: the disk is full; make room, and the same command goes on with {spec.name} where it was"
+            ) from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; the same command goes on with {spec.name} where it was") from None
         except RarvisionError as error:

@@ -92,8 +92,8 @@ def write_report(
     if shots != usual:
         remarks.append(f"Of {shots} shots, where the experiment has {usual}: the paper's figures are left out.")
     if (limit := settings.get("limit")) is not None and spec.kind != "facts":
-        figures = "" if paper is None else ", and the paper's figures are of all"
-        remarks.append(f"Of a data set at most {limit:,} test images, evenly spaced{figures}.")
+        others = "" if paper is None else ", and the paper's figures are of all"
+        remarks.append(f"Of a data set at most {limit:,} test images, evenly spaced{others}.")
     table = Table(spec, outcomes, paper, remarks=remarks)
     files = [folder / "table.md", folder / "table.csv"]
     _write(files[0], _markdown(spec, table, verdicts, outcomes))
