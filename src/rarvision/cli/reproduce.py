@@ -185,30 +185,36 @@ def reproduce(
     world = _world(chosen)  # complains before anything is loaded
     failed: list[RarvisionError] = []
     for spec in specs:
-        folder = chosen.out / spec.name
-        if not chosen.resume and folder.exists():
-            _remove(folder)
         try:
-            with _lab(folder, world, chosen) as lab:
-                _carry_out(spec, lab, given or _usual_seeds(spec, chosen), chosen, quiet=quiet)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise InputError(
-                f"{folder}: the disk is full; make room, and the same command goes on with {spec.name} where it was"
-            ) from error
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; the same command goes on with {spec.name} where it was") from None
+            _one(spec, world, given or _usual_seeds(spec, chosen), chosen, quiet=quiet)
         except RarvisionError as error:
             if len(specs) == 1:
                 raise
             failed.append(error)
             say(f"{spec.name}: {error}")
-            continue
-        _tell(folder, spec_of(spec.name, edition), quiet=quiet, json=json)
+        else:
+            _tell(chosen.out / spec.name, spec_of(spec.name, edition), quiet=quiet, json=json)
     if failed:
         say(f"{len(failed)} of {len(specs)} experiments stopped; the others are done, and the same command goes on")
         raise typer.Exit(exit_code(failed[0]))
+
+
+def _one(spec: Spec, world: World, seeds: Sequence[int], chosen: ExperimentOptions, *, quiet: bool) -> None:
+    """Carry out an experiment; what stops it from outside says how it goes on."""
+    folder = chosen.out / spec.name
+    if not chosen.resume and folder.exists():
+        _remove(folder)
+    try:
+        with _lab(folder, world, chosen) as lab:
+            _carry_out(spec, lab, seeds, chosen, quiet=quiet)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"{folder}: the disk is full; make room, and the same command goes on with {spec.name} where it was"
+        ) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the same command goes on with {spec.name} where it was") from None
 
 
 def report(
