@@ -377,6 +377,24 @@ def test_a_row_that_is_missing_is_not_judged(tmp_path):
     assert "no MLLM was given" in verdict.evidence
 
 
+def test_clusters_are_paired_by_image(tmp_path):
+    (tmp_path / "naming").mkdir()
+    rows = []
+    for row, names in (("rar", ["x", "x", "y", "y"] * 10), ("knn", ["x", "x", "x", "x"] * 10)):
+        lines = [json.dumps({"configuration": {}})]
+        for number, name in enumerate(names):
+            label = "ab"[number % 4 // 2]
+            image = EvaluatedImage(source=str(number), label=label, ranked=(name,), retrieved=(name,))
+            lines.append(json.dumps(asdict(image)))
+        (tmp_path / "naming" / row).write_text("\n".join(lines) + "\n")
+        value = 1.0 if row == "rar" else 0.5
+        rows.append(outcome(row, value, images=f"naming/{row}", metric="cacc"))
+    claim = Claim(text="Gains.", kind="gain", first="rar", second="knn", metric="cacc")
+    (verdict,) = judge(colours_spec(axis=None, claims=(claim,)), rows, tmp_path)
+    assert verdict.verdict == "holds"
+    assert "+50.0 (+3" in verdict.evidence
+
+
 def test_trends_and_what_is_flat(tmp_path):
     claims = (
         Claim(text="Rises.", kind="rises", first="rar"),

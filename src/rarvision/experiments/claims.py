@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rarvision.experiments.outcomes import Outcome
 from rarvision.experiments.spec import Claim, Spec
-from rarvision.metrics import paired_test
+from rarvision.metrics import cluster_hits, paired_test
 from rarvision.reporting import EvaluatedImage
 from rarvision.runs import read_run
 
@@ -78,13 +78,20 @@ class _Images:
         name = outcome.images
         if name not in self._known:
             path = self._folder / name
-            there = bool(name) and name.startswith("images/") and path.is_file()
+            there = bool(name) and name.startswith(("images/", "naming/")) and path.is_file()
             self._known[name] = read_run(path, EvaluatedImage.read)[1] if there else None
         return self._known[name]
 
 
 def _hits(images: Mapping[str, EvaluatedImage], sources: Sequence[str], metric: str) -> Float[np.ndarray, " n"] | None:
     """Right or wrong, image by image; None for what is not counted image by image."""
+    if metric == "cacc":  # clusters are of all images
+        hits, _ = cluster_hits(
+            [each.ranked[0] if each.ranked else None for each in images.values()],
+            [each.label for each in images.values()],
+        )
+        known = dict(zip(images, hits.tolist(), strict=True))
+        return np.array([known[source] for source in sources], dtype=np.float64)
     for name, attribute in (("top", "ranked"), ("recall", "retrieved")):
         if metric.startswith(name) and metric[len(name) :].isdigit():
             k = int(metric[len(name) :])

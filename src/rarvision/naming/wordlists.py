@@ -39,7 +39,7 @@ def read_words(path: str | Path) -> list[str]:
 
 
 def wordnet_nouns(path: str | Path, *, instances: bool = False) -> list[str]:
-    """The nouns of WordNet's database: the first word of each synonym set, sorted.
+    """The nouns of WordNet's database: all words of all synonym sets, sorted.
 
     Args:
         path: Its folder (``dict`` of the distribution, Debian's ``/usr/share/wordnet``) or the file ``data.noun``.
@@ -57,13 +57,13 @@ def wordnet_nouns(path: str | Path, *, instances: bool = False) -> list[str]:
             f"{missing(file, 'file')}; WordNet's database has it: Debian's package wordnet-base, or the archive "
             "WNdb-3.0 of wordnet.princeton.edu"
         )
-    found = sorted(set(_first_words(file, instances=instances)))
+    found = sorted(set(_words(file, instances=instances)))
     if not found:
         raise DatasetError(f"{file}: holds no synonym sets; expected WordNet's data.noun")
     return found
 
 
-def _first_words(file: Path, *, instances: bool) -> Iterator[str]:
+def _words(file: Path, *, instances: bool) -> Iterator[str]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.startswith("  "):
@@ -71,12 +71,13 @@ def _first_words(file: Path, *, instances: bool) -> Iterator[str]:
             head = line.split(" | ", 1)[0].split()
             try:
                 count = int(head[3], 16)
-                word = head[4]
-                pointers = head[4 + 2 * count + 1 :]
+                words, pointers = head[4 : 4 + 2 * count : 2], head[4 + 2 * count + 1 :]
+                if len(words) != count or not count:
+                    raise ValueError(f"{len(words)} words of {count}")  # noqa: TRY301 - told as the others
             except (IndexError, ValueError) as error:
                 raise DatasetError(f"{file}, line {number}: is no synonym set of WordNet ({error})") from error
             if instances or "@i" not in pointers:
-                yield word.replace("_", " ")
+                yield from (word.replace("_", " ") for word in words)
 
 
 def read_captions(path: str | Path) -> list[str]:
