@@ -277,3 +277,20 @@ def test_a_file_of_which_a_full_disk_left_a_part_of_the_first_line_is_started_an
             found = run_experiment(spec, lab)
         assert [each.values["top1"] for each in found] == [each.values["top1"] for each in whole]
         assert (folder / name).read_bytes().startswith(header)
+
+
+def test_tip_adapters_cache_is_summed_as_a_whole(tmp_path):
+    spec = colours_spec(rows=(Row(key="tip", title="Tip", method="tip"),), axis=None, settings={"k": 2, "shots": 1})
+    with colour_lab(tmp_path, world=Shades()) as lab:
+        run_experiment(spec, lab)
+    header = (tmp_path / "images" / "one.tip.seed-0.jsonl").read_text().splitlines()[0]
+    assert json.loads(header)["configuration"]["retriever"]["neighbours"] == 20, "all of the memory's images"
+
+
+def test_a_trend_of_one_place_is_said_to_be_one(tmp_path):
+    claims = (Claim(text="Rises.", kind="rises", first="rar"), Claim(text="Flat.", kind="flat", first="rar"))
+    for verdict in judge(colours_spec(claims=claims), [outcome("rar", 0.5, at={"shots": 1})], tmp_path):
+        assert (verdict.verdict, verdict.evidence) == (
+            "not measured",
+            "RAR has figures at 1 alone; two places are needed.",
+        )

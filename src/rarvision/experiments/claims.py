@@ -185,7 +185,8 @@ def _trend(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Image
         series = [(str(next(iter(at.values()), "")), _at(outcomes, claim.first, at), metrics[0]) for at in spec.places]
     series = _shared([each for each in series if _mean(each[1], each[2]) is not None])
     if len(series) < 2:
-        return Verdict(text=claim.text, verdict="not measured", evidence=_missing(spec, claim, outcomes))
+        evidence = _alone(spec, claim, [label for label, *_ in series]) or _missing(spec, claim, outcomes)
+        return Verdict(text=claim.text, verdict="not measured", evidence=evidence)
     means = [float(_mean(found, metric) or 0.0) for _, found, metric in series]
     sign = 1 if claim.kind == "rises" else -1
     first, last = series[0], series[-1]
@@ -206,7 +207,9 @@ def _flat(claim: Claim, spec: Spec, outcomes: Sequence[Outcome], images: _Images
     series = _shared([each for each in series if _mean(each[1], each[2]) is not None])
     known = [(at, float(_mean(found, metric) or 0.0)) for at, found, metric in series]
     if len(known) < 2:
-        return Verdict(text=claim.text, verdict="not measured", evidence=_missing(spec, claim, outcomes))
+        places = [str(next(iter(at.values()), "")) for at, _ in known]
+        evidence = _alone(spec, claim, places) or _missing(spec, claim, outcomes)
+        return Verdict(text=claim.text, verdict="not measured", evidence=evidence)
     ordered = sorted(known, key=lambda each: each[1])
     (lowest, low_mean), (highest, high_mean) = ordered[0], ordered[-1]
     between = _difference(
@@ -249,6 +252,11 @@ def _mean(outcomes: Sequence[Outcome], metric: str) -> float | None:
         if value is not None:
             by_column.setdefault(outcome.column, []).append(value)
     return float(np.mean([np.mean(values) for values in by_column.values()])) if by_column else None
+
+
+def _alone(spec: Spec, claim: Claim, places: Sequence[str]) -> str:
+    """There is a figure, but nothing along the axis to set it against; empty where there is none."""
+    return f"{_title(spec, claim.first)} has figures at {places[0]} alone; two places are needed." if places else ""
 
 
 def _missing(spec: Spec, claim: Claim, outcomes: Sequence[Outcome]) -> str:

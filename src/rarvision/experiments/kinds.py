@@ -105,6 +105,8 @@ def classification(lab: Lab, cell: Cell) -> Outcome:
     memory = lab.memory(cell, task)
     categories = len(memory.categories())
     options = _retrieval(cell, method)
+    if options.get("aggregate") == "tip":
+        options["neighbours"] = memory.count("image")  # its authors' cache is summed as a whole
     distinct = options.get("distinct", True)  # else k images, of however many categories
     most = categories if distinct else memory.count("image")
     k = categories if method.every_name else min(int(cell.settings.get("k", 5)), most)
