@@ -197,7 +197,7 @@ def _pictures(cards: Sequence[Card]) -> dict[str, str]:
 def _link(name: str) -> str | None:
     """A file of the results' folder as an address; None for what lies elsewhere."""
     parts = name.split("/")
-    return quote(name) if len(parts) > 1 and parts[0] in ("images", "boxes") and ".." not in parts else None
+    return quote(name) if len(parts) > 1 and parts[0] in ("images", "boxes", "naming") and ".." not in parts else None
 
 
 def _inline(svg: str) -> str:
