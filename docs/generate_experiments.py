@@ -45,12 +45,11 @@ def section(name: str, folder: Path) -> Iterator[str]:
         yield f"![{spec.title}]({target.name})"
     yield found.table.to_markdown()
     seeds = sorted({outcome.seed for outcome in outcomes})
-    minutes = sum(outcome.seconds for outcome in outcomes) / 60
     counts = sorted({outcome.n for outcome in outcomes if outcome.n})
     images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     seen = ", ".join(map(str, seeds))
     yield (
-        f"{images} images a cell, seeds {seen}, {len(outcomes):,} cells in {minutes:.0f} minutes: "
+        f"{images} images a cell, seeds {seen}, {len(outcomes):,} cells: "
         f"`rarvision reproduce {name} --field-guide{' --quick' if seeds == [0] else ''}`."
     )
 

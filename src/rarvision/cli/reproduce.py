@@ -36,9 +36,7 @@ class ExperimentOptions:
         bool,
         typer.Option("--field-guide", help="On the embedded world and models: offline, minutes; no data sets needed."),
     ] = False
-    quick: Annotated[
-        bool, typer.Option("--quick", help="With --field-guide: one seed, fewer images; all of them in about an hour.")
-    ] = False
+    quick: Annotated[bool, typer.Option("--quick", help="With --field-guide: one seed, fewer images.")] = False
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="A folder for results; each experiment gets one in it.")
     ] = Path("results")
