@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from cli_world import fakes, picture, run  # noqa: F401 - fixtures
+from cli_world import picture
 
 SMALL = ("--field-guide", "--quick", "--datasets", "aircraft", "--limit", "6")
 
 
-def test_without_a_name_the_experiments_are_listed(run):  # noqa: F811
+def test_without_a_name_the_experiments_are_listed(run):
     text = run("reproduce").stdout
     for name in ("table-1", "table-13", "figure-10", "vocabulary", "figure-11"):
         assert name in text
@@ -24,7 +24,7 @@ def test_without_a_name_the_experiments_are_listed(run):  # noqa: F811
     assert {"experiment", "title", "source", "question"} == set(lines[0])
 
 
-def test_an_experiment_and_its_report(run, tmp_path):  # noqa: F811
+def test_an_experiment_and_its_report(run, tmp_path):
     run("reproduce", "table-8", *SMALL, "--out", tmp_path)
     folder = tmp_path / "table-8"
     for name in ("experiment.json", "outcomes.jsonl", "table.md", "table.csv", "report.html"):
@@ -42,7 +42,7 @@ def test_an_experiment_and_its_report(run, tmp_path):  # noqa: F811
     assert (folder / "outcomes.jsonl").read_text() == before
 
 
-def test_several_and_figures(run, tmp_path):  # noqa: F811
+def test_several_and_figures(run, tmp_path):
     run("reproduce", "figure-10", "figure-9", *SMALL, "--out", tmp_path, "--seeds", "3")
     assert (tmp_path / "figure-10" / "figure.png").stat().st_size > 5_000
     assert "<svg" in (tmp_path / "figure-9" / "report.html").read_text()
@@ -50,7 +50,7 @@ def test_several_and_figures(run, tmp_path):  # noqa: F811
     assert {json.loads(line)["seed"] for line in lines} == {3}
 
 
-def test_a_part_by_shots(run, tmp_path):  # noqa: F811
+def test_a_part_by_shots(run, tmp_path):
     run("reproduce", "table-2", *SMALL, "--out", tmp_path, "-r", "none")
     lines = [json.loads(line) for line in (tmp_path / "table-7" / "outcomes.jsonl").read_text().splitlines()]
     assert {line["at"].get("shots") for line in lines} == {4, 8, None}
@@ -73,13 +73,13 @@ def test_a_part_by_shots(run, tmp_path):  # noqa: F811
         (("table-7", "--data-root", "nowhere"), "no such folder"),
     ],
 )
-def test_what_is_asked_for_wrongly(run, tmp_path, arguments, message):  # noqa: F811
+def test_what_is_asked_for_wrongly(run, tmp_path, arguments, message):
     result = run("reproduce", *arguments, "--out", tmp_path / "results", code=2)
     assert message in result.stderr
     assert not (tmp_path / "results").exists()
 
 
-def test_results_of_other_settings_are_refused_or_made_anew(run, tmp_path):  # noqa: F811
+def test_results_of_other_settings_are_refused_or_made_anew(run, tmp_path):
     run("reproduce", "figure-9", *SMALL, "--out", tmp_path)
     refused = run("reproduce", "figure-9", *SMALL, "--strategy", "choice", "--out", tmp_path, code=2)
     assert "strategy: 'auto' there, 'choice' now" in refused.stderr
@@ -91,17 +91,17 @@ def test_results_of_other_settings_are_refused_or_made_anew(run, tmp_path):  # n
     assert (tmp_path / "table-8" / "mine.txt").read_text() == "precious"
 
 
-def test_reports_of_nothing(run, tmp_path):  # noqa: F811
+def test_reports_of_nothing(run, tmp_path):
     assert "no such folder" in run("report", tmp_path / "nowhere", code=2).stderr
     assert "holds no results" in run("report", tmp_path, code=2).stderr
 
 
-def test_data_sets_that_are_not_there(run, tmp_path):  # noqa: F811
+def test_data_sets_that_are_not_there(run, tmp_path):
     result = run("reproduce", "table-8", "--data-root", tmp_path, "--datasets", "dtd", "--out", tmp_path / "o", code=2)
     assert "rarvision datasets info dtd" in result.stderr
 
 
-def test_one_that_fails_does_not_stop_the_others(run, tmp_path):  # noqa: F811
+def test_one_that_fails_does_not_stop_the_others(run, tmp_path):
     common = ("--field-guide", "--quick", "--limit", "4", "--datasets", "aircraft", "--out", tmp_path)
     (tmp_path / "table-8").mkdir(parents=True)
     (tmp_path / "table-8" / "outcomes.jsonl").write_text("\n")
@@ -156,7 +156,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_the_nearest_words_name_photos(run, photos, tmp_path):  # noqa: F811
+def test_the_nearest_words_name_photos(run, photos, tmp_path):
     words = tmp_path / "words.txt"
     words.write_text("red\nblue\ngreen\nyellow\n")
     out, table = tmp_path / "guesses.jsonl", tmp_path / "names.csv"
@@ -173,7 +173,7 @@ def test_the_nearest_words_name_photos(run, photos, tmp_path):  # noqa: F811
     assert info["images"] == 4
 
 
-def test_an_mllm_names_photos(run, photos, fakes, tmp_path):  # noqa: F811
+def test_an_mllm_names_photos(run, photos, fakes, tmp_path):
     result = run("name", photos, "-r", "silent", "-e", "embedded:clip-16", code=2)
     assert "no name was guessed for any of 4 images" in result.stderr
     assert "I cannot say." in result.stderr
@@ -193,17 +193,17 @@ def test_an_mllm_names_photos(run, photos, fakes, tmp_path):  # noqa: F811
         (("--preset", "cased", "--captions", "nowhere.txt"), "nowhere.txt"),
     ],
 )
-def test_what_naming_lacks(run, photos, arguments, message):  # noqa: F811
+def test_what_naming_lacks(run, photos, arguments, message):
     assert message in run("name", photos, *arguments, code=2).stderr
 
 
-def test_no_photos_no_names(run, tmp_path):  # noqa: F811
+def test_no_photos_no_names(run, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no images there" in run("name", empty, "-r", "x", code=2).stderr
 
 
-def test_a_broken_photo_is_told_of_and_the_others_are_named(run, photos, tmp_path):  # noqa: F811
+def test_a_broken_photo_is_told_of_and_the_others_are_named(run, photos, tmp_path):
     (photos / "9.png").write_bytes(b"no picture")
     words = tmp_path / "words.txt"
     words.write_text("red\nblue\n")

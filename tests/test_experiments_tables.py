@@ -35,7 +35,7 @@ def spec(**changes: object) -> Spec:
         "axis": Axis(key="shots", title="shots", values=(4, 8)),
         "plot": Plot(),
     }
-    return Spec(**{**values, **changes})  # type: ignore[arg-type]
+    return Spec(**{**values, **changes})
 
 
 PAPER = Published(
@@ -60,7 +60,7 @@ def outcome(
         n=100,
         values={"top1": value},
         why=why,
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 

@@ -29,7 +29,7 @@ class Verdict:
         text: The claim.
         verdict: ``holds`` where it does at all places beyond chance (95 % interval over images); ``does not hold``
             where the contrary does at some place and it at none; ``not measured`` where a row is missing; else
-            ``undecided``.
+            ``undecided``. Where there is no interval, which the evidence says, the difference alone decides.
         evidence: The figures, a sentence.
     """
 

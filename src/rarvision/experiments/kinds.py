@@ -290,7 +290,7 @@ def _source_column(source: str) -> Any:
 
 
 def regions(lab: Lab, cell: Cell) -> Outcome:
-    """Average precision on annotated boxes; rows of one run share its file."""
+    """Average precision on annotated boxes."""
     from rarvision.detection import RANKED, RETRIEVAL, evaluate_regions
 
     method = METHODS[cell.row.method]
