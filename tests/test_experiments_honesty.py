@@ -10,7 +10,7 @@ import pytest
 from benchmark_world import flowers102
 from colour_world import COLOURS, Pictures
 from experiments_world import ColourWorld, colour_lab, colours_spec
-from rarvision.cli.reproduce import ExperimentOptions, _published, _usual_seeds
+from rarvision.cli.experimenting import ExperimentOptions, _published, seeds_of
 from rarvision.embedded import weights_path
 from rarvision.errors import InputError
 from rarvision.experiments import (
@@ -260,7 +260,7 @@ def test_results_of_benchmarks_do_not_depend_on_where_they_lie(tmp_path):
 )
 def test_seeds_are_several_where_something_is_drawn(name, field_guide, seeds):
     spec = spec_of(name, "field-guide" if field_guide else "paper")
-    assert len(_usual_seeds(spec, ExperimentOptions(field_guide=field_guide))) == seeds
+    assert len(seeds_of(spec, ExperimentOptions(field_guide=field_guide))) == seeds
 
 
 def test_a_file_of_which_a_full_disk_left_a_part_of_the_first_line_is_started_anew(tmp_path):
